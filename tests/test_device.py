@@ -19,7 +19,10 @@ def test_measure_reports_plausible_rates() -> None:
 
 @pytest.mark.parametrize(
     ("rates", "chosen"),
-    [({"fp32": 100.0, "bf16": 400.0}, torch.bfloat16), ({"fp32": 100.0, "bf16": 20.0}, torch.float32)],
+    [
+        ({"fp32": 100.0, "bf16": 400.0}, torch.bfloat16),
+        ({"fp32": 100.0, "bf16": 20.0}, torch.float32),
+    ],
 )
 def test_precision_follows_the_measured_rates(
     monkeypatch: pytest.MonkeyPatch, rates: dict[str, float], chosen: torch.dtype
