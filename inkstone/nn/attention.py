@@ -1,0 +1,147 @@
+"""Who may look at whom, and scaled dot-product attention over it.
+
+`View.of` decides once a forward pass, for all layers, what each token sees. A mask tensor exists
+only where one is needed; plain causal text takes the kernel's own fast path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inkstone.errors import ModelError
+from inkstone.nn.cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the T tokens of one forward pass see.
+
+    Attributes:
+        positions: [T] or [B, T] int64.
+        length: Every position is below this.
+        mask: [B or 1, 1, T, S] bool, True where a query may look; None when `causal` says it all.
+        causal: Whether the kernel itself hides the future.
+    """
+
+    positions: Tensor
+    length: int
+    mask: Tensor | None
+    causal: bool
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Tensor,
+        *,
+        max_seq_len: int,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        window: int | None = None,
+    ) -> View:
+        """Derive positions and visibility.
+
+        Without a mask, positions count columns. With one they count real tokens, so padding on
+        either side changes nothing; with segments they restart in each.
+
+        Args:
+            input_ids: [B, T].
+            max_seq_len: Most columns the model may see.
+            attention_mask: [B, S], True (or 1) at tokens, False at padding; S = cached + T.
+            segment_ids: [B, T]; tokens see only their own segment.
+            cache: Its new columns are reserved here.
+            positions: [B, T] or [T], to override the derived ones.
+            window: Sliding window: a token sees itself and `window` − 1 before it.
+
+        Raises:
+            ModelError: Too long, or the arguments do not fit together.
+        """
+        n_rows, n_new = input_ids.shape
+        past = cache.length if cache is not None else 0
+        total = past + n_new
+        if total > max_seq_len:
+            raise ModelError(
+                f"{total} tokens do not fit the model's context of {max_seq_len}",
+                fix="shorten the input or train a model with a larger max_seq_len",
+            )
+        if segment_ids is not None and cache is not None:
+            raise ModelError("segment_ids and a cache cannot be used together")
+        real = _real_columns(attention_mask, cache, n_rows, total, past)
+        if cache is not None:
+            cache.reserve(n_new, None if real is None else real[:, past:])
+        length = total
+        if positions is not None:
+            length = max_seq_len
+        elif segment_ids is not None:
+            positions = _restarting(segment_ids)
+        elif real is not None:
+            positions = (real.long().cumsum(1) - 1).clamp_(min=0)[:, past:]
+        else:
+            positions = torch.arange(past, total, device=input_ids.device)
+        narrow = window is not None and window < total
+        if real is None and segment_ids is None and not narrow and (past == 0 or n_new == 1):
+            return cls(positions, length, None, causal=n_new > 1)
+
+        row = torch.arange(past, total, device=input_ids.device)[:, None]
+        column = torch.arange(total, device=input_ids.device)
+        mask = column <= row
+        if narrow:
+            mask = mask & (column > row - window)  # type: ignore[operator]
+        mask = mask[None]
+        if segment_ids is not None:
+            mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+        if real is not None:
+            # Padding still sees itself: a row that sees nothing would be a division by zero.
+            mask = (mask & real[:, None, :]) | (column == row)
+        return cls(positions, length, mask[:, None], causal=False)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    """softmax(q kᵀ / √E) v (Vaswani et al. 2017, equation 1) over what `view` lets through.
+
+    Args:
+        q: [B, H, T, E].
+        k: [B, K, S, E]; K divides H, each key head serves H / K query heads.
+        v: [B, K, S, E].
+        view: Visibility.
+
+    Returns:
+        [B, T, H·E].
+    """
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=view.mask, is_causal=view.causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+def _real_columns(
+    attention_mask: Tensor | None, cache: KVCache | None, n_rows: int, total: int, past: int
+) -> Tensor | None:
+    """[B, S] bool, or None when every column is a token."""
+    if attention_mask is None:
+        if cache is None or not cache.padded:
+            return None
+        real = cache.real[:, :total].clone()
+        real[:, past:] = True
+        return real
+    if attention_mask.shape != (n_rows, total):
+        raise ModelError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but the batch is "
+            f"{(n_rows, total)} (rows, cached and new columns)"
+        )
+    real = attention_mask.bool()
+    # On a GPU the question would make the CPU wait; there the mask is simply used.
+    return None if real.device.type == "cpu" and bool(real.all()) else real
+
+
+def _restarting(segment_ids: Tensor) -> Tensor:
+    """Positions that restart at 0 wherever the segment changes: [B, T]."""
+    column = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    starts = torch.ones_like(segment_ids, dtype=torch.bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return column - torch.where(starts, column, 0).cummax(1).values

@@ -1,0 +1,111 @@
+"""Keys and values of the tokens already read, so that a new token costs one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inkstone.errors import ModelError
+
+
+class KVCache:
+    """Preallocated keys and values of every layer; columns are filled from the left.
+
+    Rows of unequal length are padded on the left, so that all of them grow at the same column;
+    `real` remembers which columns hold tokens, and `lengths` how many each row has.
+
+    Args:
+        n_layers: Layers of the model.
+        batch: Rows B.
+        n_kv_heads: Heads K of keys and values.
+        head_dim: E.
+        capacity: Columns S that are allocated, in tokens.
+        dtype: Of keys and values: the model's compute dtype.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (batch, n_kv_heads, capacity, head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.real = torch.ones(batch, capacity, dtype=torch.bool, device=device)
+        self.length = 0
+        self.padded = False
+
+    @property
+    def capacity(self) -> int:
+        """Columns that are allocated."""
+        return self.real.shape[1]
+
+    @property
+    def batch(self) -> int:
+        """Rows B."""
+        return self.real.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Real tokens of each row: [B] int64."""
+        return self.real[:, : self.length].sum(1)
+
+    def reserve(self, n_new: int, real: Tensor | None = None) -> None:
+        """Open `n_new` columns; every layer then fills them with one `update`.
+
+        Args:
+            n_new: New columns T.
+            real: [B, T] bool, False where a new column is padding; None when all are tokens.
+
+        Raises:
+            ModelError: The columns do not fit the capacity.
+        """
+        if self.length + n_new > self.capacity:
+            raise ModelError(
+                f"the cache holds {self.capacity} tokens; {self.length} are in use and "
+                f"{n_new} more do not fit",
+                fix="make the cache larger or the prompt shorter",
+            )
+        if real is not None:
+            self.real[:, self.length : self.length + n_new] = real
+            self.padded = True
+        self.length += n_new
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the newest T columns of one layer and give all columns so far.
+
+        Args:
+            layer: Which layer.
+            keys: [B, K, T, E].
+            values: [B, K, T, E].
+
+        Returns:
+            Views [B, K, S, E] of keys and values, S = `length`.
+        """
+        new = slice(self.length - keys.shape[2], self.length)
+        self.keys[layer][:, :, new] = keys
+        self.values[layer][:, :, new] = values
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was: beams, or (fewer rows) dropping finished ones."""
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                if len(rows) == self.batch:
+                    old[:, :, : self.length] = old[rows, :, : self.length]
+                else:
+                    tensors[layer] = old[rows]
+        self.real = self.real[rows]
+
+    def truncate(self, length: int) -> None:
+        """Forget all columns from `length` on."""
+        assert 0 <= length <= self.length
+        self.real[:, length : self.length] = True
+        self.length = length
+        self.padded = self.padded and not bool(self.real[:, :length].all())

@@ -1,0 +1,71 @@
+"""Rotary position embedding (Su et al. 2021, section 3.2.2), in the half-split layout.
+
+Channel i of the first half of a head is paired with channel i of the second half, as in the
+Llama checkpoints of Hugging Face; pair i turns by position · base^(−2i / head_dim).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+ROWS_AT_START = 2048  # the tables grow on demand; a long max_seq_len costs nothing until used
+
+
+class Rope(nn.Module):
+    """Tables of cosines and sines in fp32, whatever the model is cast to.
+
+    Args:
+        head_dim: E, even.
+        base: θ of the source; larger turns slower.
+        max_seq_len: Positions beyond this are never asked for.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, base: float, max_seq_len: int) -> None:
+        super().__init__()
+        self.head_dim, self.base, self.max_seq_len = head_dim, base, max_seq_len
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+        self.grow(min(ROWS_AT_START, max_seq_len))
+
+    def grow(self, rows: int, device: torch.device | None = None) -> None:
+        """Compute the tables for positions 0 … rows − 1: [rows, E/2] each, in fp32."""
+        device = device or self.cos.device
+        pairs = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+        turn = self.base ** (-pairs / self.head_dim)
+        angle = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * turn
+        self.cos, self.sin = angle.cos(), angle.sin()
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        """Follow a move to another device, but never a cast: bf16 angles ruin long contexts."""
+        rows = self.cos.shape[0]
+        super()._apply(fn, recurse)
+        if self.cos.dtype != torch.float32:
+            self.grow(rows)
+        return self
+
+    def tables(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of `positions` ([T] or [B, T], all < length), ready to broadcast.
+
+        Returns:
+            Two tensors [T, 1, E/2] or [B, T, 1, E/2] in `dtype`.
+        """
+        if length > self.cos.shape[0] or self.cos.is_meta:
+            self.grow(min(self.max_seq_len, max(length, 2 * self.cos.shape[0])), positions.device)
+        cos, sin = self.cos[positions], self.sin[positions]
+        return cos.unsqueeze(-2).to(dtype), sin.unsqueeze(-2).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels of x [B, T, H, E] by its angle: [B, T, H, E]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat(
+        (
+            torch.addcmul(first * cos, second, sin, value=-1),
+            torch.addcmul(second * cos, first, sin),
+        ),
+        dim=-1,
+    )
