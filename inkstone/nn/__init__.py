@@ -1,1 +1,1 @@
-"""Layers that model files are written with: linear maps, norms, positions, attention, cache, loss."""
+"""Layers that model files are written with: linear maps, norms, attention, cache, loss."""

@@ -41,7 +41,7 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     the query, key and value maps one by one, and so that checkpoints need no surgery.
     """
     weight = torch.cat([m.weight for m in linears]).to(x.dtype)
-    biases = [m.bias for m in linears if m.bias is not None]
+    biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
     bias = torch.cat(biases).to(x.dtype) if biases else None
     return F.linear(x, weight, bias)
 

@@ -19,7 +19,8 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width], in the dtype of x."""
         # The CPU kernel takes fp32 weights beside a bf16 input; CUDA wants one dtype.
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if x.is_cuda:
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.layer_norm(x, weight.shape, weight, bias, self.eps)
