@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "inkstone"
 LAYERS = [
-    {"errors", "registry", "config", "device"},
+    {"errors", "registry", "config", "device", "files"},
     {"text", "speech", "nn"},
     {"tokenizers"},
     {"corpora", "models"},
