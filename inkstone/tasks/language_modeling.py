@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inkstone.nn.loss import chunked_cross_entropy
+from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
 
 if TYPE_CHECKING:
     from inkstone.corpora.batches import Batch
 
-NAME = "language_modeling"
+__all__ = ["IGNORE_INDEX", "LossReport", "evaluate", "loss"]
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,7 @@ class Optimizers:
             adam_groups.append({"params": groups["matrix"], "weight_decay": config.weight_decay})
         adam_groups = [g for g in adam_groups if g["params"]]
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                adam_groups, lr=config.lr, betas=config.betas, eps=1e-10, fused=True
-            )
+            torch.optim.AdamW(adam_groups, lr=config.lr, betas=config.betas, eps=1e-10, fused=True)
         ]
         if use_muon:
             self.all.append(
@@ -128,7 +126,9 @@ class Optimizers:
                 )
             )
         self._base = [[g["lr"] for g in o.param_groups] for o in self.all]
-        self._names = [[names[id(p)] for g in o.param_groups for p in g["params"]] for o in self.all]
+        self._names = [
+            [names[id(p)] for g in o.param_groups for p in g["params"]] for o in self.all
+        ]
 
     def step(self, multiplier: float) -> None:
         """Update every parameter at `multiplier` times its base rate, then drop the gradients."""
@@ -158,7 +158,9 @@ class Optimizers:
         left = dict(tensors)
         for optimizer, names in zip(self.all, self._names, strict=True):
             params = [p for g in optimizer.param_groups for p in g["params"]]
-            slots = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+            slots = (
+                ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+            )
             for name, p in zip(names, params, strict=True):
                 if not any(f"{name}|{slot}" in left for slot in slots):
                     continue  # this parameter never had a gradient

@@ -137,7 +137,9 @@ def restore(
 def _read_state(path: Path) -> TrainingState:
     raw = json.loads(path.read_text(encoding="utf-8"))
     if raw.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path}: format is not {FORMAT}", fix="use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: format is not {FORMAT}", fix="use the version that wrote it"
+        )
     try:
         return TrainingState(**raw)
     except TypeError as error:
