@@ -1,0 +1,34 @@
+"""`inkstone eval`: how well a model predicts a text it has not seen."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inkstone.cli import options
+
+
+def command(
+    run: options.RunOrModel,
+    data: Annotated[str, typer.Option(help="Folder, file or glob of text; - is stdin.")],
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
+    ] = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Perplexity and bits per byte of a whole text, with the rule they were computed by."""
+    import json as encoder
+
+    from inkstone import api
+
+    report = api.load(run, device=device).perplexity(data, stride=stride)
+    if json:
+        print(encoder.dumps(report.to_dict(), indent=2))
+        return
+    print(f"perplexity     {report.perplexity:,.3f} per token")
+    print(f"bits per byte  {report.bits_per_byte:.4f}")
+    print(f"tokens         {report.tokens:,} ({report.bytes:,} bytes)")
+    print(f"rule           {report.rule}")

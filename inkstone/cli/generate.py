@@ -1,0 +1,65 @@
+"""`inkstone generate`: continue a prompt, streaming to stdout."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inkstone.cli import options
+
+
+def command(
+    run: options.RunOrModel,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="Text to continue; without it, stdin is read.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from this share of mass.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens less likely than this share of the best.")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Continuations.")] = 1,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Continue a text with a trained model.
+
+    inkstone generate runs/mine "Once upon a time" --temperature 0.7
+    """
+    import json as encoder
+    import sys
+
+    from inkstone import api
+    from inkstone.cli.progress import printable
+
+    text = " ".join(prompt) if prompt else ("" if sys.stdin.isatty() else sys.stdin.read())
+    model = api.load(run, device=device)
+    settings = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "min_p": min_p, "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()),
+        "seed": seed,
+    }  # fmt: skip
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if json or count > 1:
+        results = model.generate([text] * count, **settings)
+        if json:
+            rows = [
+                {"prompt": text, "text": x.text, "tokens": len(x.ids),
+                 "finish_reason": x.finish_reason}
+                for x in results
+            ]  # fmt: skip
+            print(encoder.dumps(rows if count > 1 else rows[0], ensure_ascii=False, indent=2))
+        else:
+            print("\n\n".join(printable(text + x.text) for x in results))
+        return
+    sys.stdout.write(printable(text))
+    for piece in model.stream(text, **settings):
+        sys.stdout.write(printable(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")

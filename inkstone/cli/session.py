@@ -1,0 +1,122 @@
+"""What `train` and `demo` share: start or continue a run, watch it, tell how it ended."""
+
+from __future__ import annotations
+
+import json as encoder
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from inkstone.cli.progress import clock, observer, printable
+
+SAMPLE_CHARACTERS = 600  # of each sample on the terminal; the report holds all of it
+
+
+def run_training(
+    recipe: str | None,
+    settings: list[str],
+    *,
+    data: list[str] | None,
+    minutes: float | None,
+    run: str | None,
+    resume: str | None,
+    cache: str | None,
+    device: str,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Run the pipeline and print its result on stdout.
+
+    Raises:
+        typer.Exit: With 128 + signal when a signal ended training after a durable checkpoint.
+        InkstoneError: The run could not start or go on.
+    """
+    from inkstone import pipeline, recipe as recipes
+
+    watcher = observer(quiet=quiet)
+    folder = Path(resume or run or ".")
+    where = Path(cache) if cache else None
+    try:
+        if resume is not None:
+            result = pipeline.resume(folder, cache=where, observer=watcher, device=device)
+        else:
+            loaded = recipes.load(recipe, settings).with_data(data or (), minutes)
+            folder = Path(run) if run else free_name(default_run(loaded, recipe))
+            result = pipeline.train(loaded, folder, cache=where, observer=watcher, device=device)
+    except pipeline.TrainingInterrupted as stopped:
+        watcher.training_ended()
+        print(f"stopped at step {stopped.step:,}; everything is saved. To go on:", file=sys.stderr)
+        print(f"  inkstone train --resume {folder}", file=sys.stderr)
+        raise typer.Exit(128 + stopped.signum) from stopped
+    except BaseException:
+        watcher.training_ended()  # leave the terminal as it was
+        raise
+    print(encoder.dumps(result, indent=2) if json else summary(result))
+
+
+def default_run(recipe: Any, name: str | None) -> Path:
+    """runs/NAME after the recipe or the data, when no folder was given."""
+    paths = recipe.data.path
+    stem = name or (paths[0] if paths and paths[0] != "-" else "run")
+    return Path("runs") / (Path(stem).name.split(".")[0].strip("*?[] ") or "run")
+
+
+def free_name(wanted: str | Path) -> Path:
+    """`wanted`, or `wanted`-2, -3 … if that name is taken. Nothing is ever overwritten."""
+    wanted = Path(wanted)
+    candidate, number = wanted, 1
+    while candidate.exists() and not _empty_folder(candidate):
+        number += 1
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+    if candidate != wanted:
+        print(f"{wanted} already holds a run; this one goes to {candidate}", file=sys.stderr)
+    return candidate
+
+
+def _empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The end of a run, for people: scores beside baselines, samples, files, what to type next."""
+    run = result["run"]
+    lines = ["", f"{'held-out text':34} {'bits/byte':>9}  {'perplexity':>10}"]
+    for row in result["scores"]["table"]:
+        lines.append(
+            f"  {row['name']:32} {_number(row['bits_per_byte'], 3):>9}  "
+            f"{_number(row.get('perplexity'), 1):>10}"
+        )
+    lines.append(f"  {result['scores']['rule']}")
+    for sample in result["samples"]:
+        text = printable(sample["text"])
+        if len(text) > SAMPLE_CHARACTERS:
+            text = text[:SAMPLE_CHARACTERS] + " …"
+        lines += ["", f"» {printable(sample['prompt'])}\x00{text}".replace("\x00", " ‖ ")]
+    time = result["time"]
+    lines += [
+        "",
+        f"{result['parameters']:,} parameters, {result['steps']:,} steps, "
+        f"{result['tokens']:,} tokens; trained {clock(time['training_s'])} "
+        f"(planned {clock(time['planned_training_s'])}), in all {clock(time['total_s'])}",
+        f"model   {run}/model        a Hugging Face folder",
+        f"report  {run}/report.html",
+        "",
+        "next",
+        f"  inkstone chat {run}",
+        f'  inkstone generate {run} "{_prompt(result)}"',
+        "  inkstone train --data YOUR_FOLDER --minutes 10 --run runs/mine",
+    ]
+    return "\n".join(lines)
+
+
+def _prompt(result: dict[str, Any]) -> str:
+    prompt = next((s["prompt"] for s in result["samples"]), "Once upon a time")
+    words = printable(prompt).replace('"', "").replace("$", "").replace("`", "").split()
+    return " ".join(words[:4]).replace("\\", "") or "Once upon a time"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "–"
