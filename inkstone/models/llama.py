@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from inkstone.config import Section
 from inkstone.errors import ModelError
@@ -168,6 +169,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.activation_checkpointing = False  # recompute each block in the backward pass
         self.embed = Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -212,7 +214,10 @@ class Model(nn.Module):
         x = self.embed(input_ids, self.compute_dtype)
         angles = self.rope.tables(view.positions, view.length, self.compute_dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, view, angles, cache, layer)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, view, angles, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, view, angles, cache, layer)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -237,6 +242,14 @@ class Model(nn.Module):
                 cache=cache,
                 positions=positions,
             )
+        )
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens."""
+        c = self.config
+        device = self.head_weight.device
+        return KVCache(
+            c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity, self.compute_dtype, device
         )
 
     @property

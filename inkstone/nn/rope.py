@@ -27,13 +27,16 @@ class Rope(nn.Module):
     def __init__(self, head_dim: int, base: float, max_seq_len: int) -> None:
         super().__init__()
         self.head_dim, self.base, self.max_seq_len = head_dim, base, max_seq_len
-        self.register_buffer("cos", torch.empty(0), persistent=False)
-        self.register_buffer("sin", torch.empty(0), persistent=False)
+        # A model that is laid out on the meta device, to be filled later, needs real tables.
+        here = torch.get_default_device()
+        empty = torch.empty(0, device="cpu" if here.type == "meta" else here)
+        self.register_buffer("cos", empty, persistent=False)
+        self.register_buffer("sin", empty, persistent=False)
         self.grow(min(ROWS_AT_START, max_seq_len))
 
-    def grow(self, rows: int, device: torch.device | None = None) -> None:
+    def grow(self, rows: int) -> None:
         """Compute the tables for positions 0 … rows − 1: [rows, E/2] each, in fp32."""
-        device = device or self.cos.device
+        device = self.cos.device
         pairs = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
         turn = self.base ** (-pairs / self.head_dim)
         angle = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * turn
@@ -53,8 +56,8 @@ class Rope(nn.Module):
         Returns:
             Two tensors [T, 1, E/2] or [B, T, 1, E/2] in `dtype`.
         """
-        if length > self.cos.shape[0] or self.cos.is_meta:
-            self.grow(min(self.max_seq_len, max(length, 2 * self.cos.shape[0])), positions.device)
+        if length > self.cos.shape[0]:
+            self.grow(min(self.max_seq_len, max(length, 2 * self.cos.shape[0])))
         cos, sin = self.cos[positions], self.sin[positions]
         return cos.unsqueeze(-2).to(dtype), sin.unsqueeze(-2).to(dtype)
 

@@ -1,0 +1,324 @@
+"""Models in and out of a Hugging Face folder.
+
+Reading: `config.json` names the family and its shape, the headers of the weight files are compared
+with that shape, and only then is memory taken. Nothing in a folder is executed: `auto_map` and
+code files are never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from inkstone import __version__, registry
+from inkstone.checkpoint.card import model_card
+from inkstone.checkpoint.folder import MANIFEST, read_json, recover, verify_folder, write_json
+from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_tensors
+from inkstone.errors import CheckpointError, InkstoneError, ModelError
+from inkstone.models._weights import Weight, expand
+
+if TYPE_CHECKING:
+    from inkstone.tokenizers.tokenizer import Tokenizer
+
+FORMAT = 1  # of inkstone.json
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+HEAD = "lm_head.weight"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def save_model(
+    folder: Path,
+    model: Any,
+    tokenizer: Tokenizer | None,
+    *,
+    info: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a folder that opens here and, unchanged, in transformers.
+
+    Args:
+        folder: An existing folder, usually the private one that `atomic_folder` gives.
+        model: A model of any family that has a Hugging Face form.
+        tokenizer: Written along, and its special ids into the configuration.
+        info: What else to remember in `inkstone.json` (recipe, data hashes, scores).
+        dtype: Of the weights on disk; None keeps that of the parameters.
+
+    Raises:
+        CheckpointError: Tokenizer and model do not fit, or the family has no such folder.
+        OSError: The disk is full or failing.
+    """
+    folder = Path(folder)
+    family = registry.load("models", type(model).__module__.rsplit(".", 1)[-1])
+    dtype = dtype or model.head_weight.dtype
+    hf = family.to_hf_config(model.config)
+    ids = _special_ids(tokenizer, model.config.vocab_size)
+    name = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", hf | ids | {"torch_dtype": name, "dtype": name})
+    generation = {key: value for key, value in ids.items() if value is not None}
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **generation})
+    _write_weights(folder, family, model, dtype)
+    about = {
+        "format": FORMAT,
+        "inkstone": __version__,
+        "torch": torch.__version__,
+        "family": family.__name__.rsplit(".", 1)[-1],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **(info or {}),
+    }
+    write_json(folder / "inkstone.json", about)
+    (folder / "README.md").write_text(model_card(hf, about), encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def load_model(
+    folder: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[Any, Tokenizer | None, dict[str, Any]]:
+    """Open a folder that `save_model` or transformers wrote.
+
+    Args:
+        folder: With `config.json` and `*.safetensors`.
+        device: Where the parameters go.
+        dtype: Of the parameters, and the compute dtype with them; None is fp32, whatever is stored.
+
+    Returns:
+        The model in evaluation mode, the tokenizer (None if the folder has none), and the contents
+        of `inkstone.json` ({} if there is none).
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or does not fit the configuration; the message
+            names the file and the tensor.
+        ModelError: The configuration is impossible or of a family that is not known here.
+    """
+    folder = Path(folder)
+    recover(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder")
+    family, config = _read_config(folder / "config.json")
+    with torch.device("meta"):
+        model = family.Model(config)
+    entries = _find_tensors(folder)
+    plan = _plan(family, model, entries, folder)
+    if (folder / MANIFEST).is_file():
+        used = {"config.json", "tokenizer.json", "tokenizer_config.json", "inkstone.json", INDEX}
+        verify_folder(folder, used | {entry.path.name for entry in entries.values()})
+    state = _read_state(model, plan, entries, dtype or torch.float32)
+    _check_tied_head(family, entries, state)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.compute_dtype = dtype or torch.float32
+    model.to(device).eval()
+    tokenizer = _read_tokenizer(folder, config.vocab_size)
+    about = folder / "inkstone.json"
+    return model, tokenizer, read_json(about) if about.is_file() else {}
+
+
+def _families() -> dict[str, ModuleType]:
+    """Families by the `model_type` of the config.json files that they read."""
+    modules = (registry.load("models", name) for name in registry.names("models"))
+    return {kind: module for module in modules for kind in getattr(module, "HF_MODEL_TYPES", ())}
+
+
+def _read_config(path: Path) -> tuple[ModuleType, Any]:
+    hf = read_json(path)
+    families = _families()
+    kind = hf.get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        raise ModelError(
+            f"{path}: model_type {str(kind)[:100]!r} is not known",
+            fix=registry.did_you_mean(str(kind)[:100], families),
+        )
+    try:
+        return families[kind], families[kind].from_hf_config(hf)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "shape"
+        raise ModelError(f"{path}: {where}: {first['msg']}") from error
+    except ModelError as error:
+        raise ModelError(f"{path.parent}/{error.message}", fix=error.fix) from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"{path} is malformed: {error}") from error
+
+
+def _find_tensors(folder: Path) -> dict[str, Entry]:
+    """Where every tensor lies, from one file or from the shards that an index lists."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+                p.name for p in folder.glob("*.pt*")
+            )
+            also = f" (pickled weights such as {others[0]} are never opened)" if others else ""
+            raise CheckpointError(
+                f"{folder} has no {SINGLE} and no {INDEX}{also}",
+                fix="use a folder whose weights are stored as safetensors",
+            )
+        return read_header(folder / SINGLE)
+    index = folder / INDEX
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(f"{index}: weight_map is not a table of tensor names")
+    entries: dict[str, Entry] = {}
+    for name in sorted({str(value) for value in where.values()}):
+        if not re.fullmatch(r"[\w][\w.-]*\.safetensors", name):
+            raise CheckpointError(f"{index}: {name[:100]!r} is not a file of this folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; {INDEX} lists it")
+        for tensor, entry in read_header(folder / name).items():
+            if where.get(tensor) != name:
+                raise CheckpointError(f"{entry.path}: {INDEX} does not list tensor {tensor!r} here")
+            entries[tensor] = entry
+    missing = sorted(where.keys() - entries.keys())
+    if missing:
+        raise CheckpointError(f"{index}: tensor {missing[0]!r} is not in the file it names")
+    return entries
+
+
+def _plan(
+    family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path
+) -> list[Weight]:
+    """Match the tensors of the files with the parameters of the model, one by one.
+
+    Names are normalised in `entries`; shapes and dtypes are compared; nothing is read.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    table = expand(family.HF_NAMES, model.config.n_layers)
+    rows = [row for row in table if row.ours[0] in shapes]
+    expected = {row.theirs for row in rows}
+    for name in list(entries):
+        if any(re.fullmatch(pattern, name) for pattern in family.HF_IGNORED):
+            del entries[name]
+        elif name not in expected and family.HF_PREFIX + name in expected:
+            entries[family.HF_PREFIX + name] = entries.pop(name)
+    unexpected = sorted(entries.keys() - expected - {HEAD})
+    missing = sorted(expected - entries.keys())
+    if missing or unexpected:
+        found = f"tensor {missing[0]!r} is missing" if missing else ""
+        if unexpected:
+            found += f"{' and ' if found else ''}tensor {unexpected[0]!r} is unexpected"
+        counts = f"{len(missing)} missing and {len(unexpected)} unexpected in all"
+        raise CheckpointError(
+            f"{folder}: {found} ({counts})",
+            fix="config.json and the weights do not belong together",
+        )
+    for row in rows:
+        entry = entries[row.theirs]
+        shape = _stacked_shape([shapes[name] for name in row.ours])
+        shape = shape[::-1] if row.transposed else shape
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{entry.path}: tensor {row.theirs!r} has shape {list(entry.shape)}; "
+                f"config.json asks for {list(shape)}"
+            )
+        if entry.dtype not in FLOATS:
+            raise CheckpointError(f"{entry.path}: tensor {row.theirs!r} holds {entry.dtype}")
+    return rows
+
+
+def _read_state(
+    model: nn.Module, rows: list[Weight], entries: dict[str, Entry], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    sizes = {name: p.shape[0] for name, p in model.named_parameters()}
+    state = {}
+    for row in rows:
+        tensor = _read_weight(row.theirs, entries[row.theirs]).to(dtype)
+        tensor = tensor.T if row.transposed else tensor
+        parts = tensor.split([sizes[name] for name in row.ours])
+        for name, part in zip(row.ours, parts, strict=True):
+            state[name] = part.contiguous() if len(parts) == 1 else part.clone()
+    return state
+
+
+def _read_weight(name: str, entry: Entry) -> Tensor:
+    tensor = read_tensor(name, entry)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(
+            f"{entry.path}: tensor {name!r} holds NaN or infinity",
+            fix="the training run diverged or the file is damaged; use an earlier checkpoint",
+        )
+    return tensor
+
+
+def _check_tied_head(
+    family: ModuleType, entries: dict[str, Entry], state: dict[str, Tensor]
+) -> None:
+    """A head that is stored although the configuration ties it must be the embedding."""
+    if HEAD not in entries or "head.weight" in state:
+        return
+    entry, embedding = entries[HEAD], state["embed.weight"]
+    if entry.shape != tuple(embedding.shape) or not torch.equal(
+        _read_weight(HEAD, entry).to(embedding.dtype), embedding
+    ):
+        raise CheckpointError(
+            f"{entry.path}: tensor {HEAD!r} differs from the embedding, but config.json ties them"
+        )
+
+
+def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dtype) -> None:
+    ours = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for row in expand(family.HF_NAMES, model.config.n_layers):
+        if row.ours[0] not in ours:
+            continue
+        parts = [ours.pop(name).detach() for name in row.ours]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensors[row.theirs] = (tensor.T if row.transposed else tensor).to(dtype)
+    assert not ours, f"HF_NAMES of {family.__name__} forgets {sorted(ours)}"
+    shards: list[dict[str, Tensor]] = [{}]
+    room = MAX_SHARD_BYTES
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room and shards[-1]:
+            shards.append({})
+            room = MAX_SHARD_BYTES
+        shards[-1][name] = tensor
+        room -= size
+    if len(shards) == 1:
+        write_tensors(folder / SINGLE, tensors)
+        return
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(folder / file, shard)
+        where |= dict.fromkeys(shard, file)
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _stacked_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _special_ids(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, int | None]:
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {vocab_size}"
+        )
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    from inkstone.tokenizers.tokenizer import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except InkstoneError as error:
+        raise CheckpointError(f"{folder}: {error.message}", fix=error.fix) from error
+    _special_ids(tokenizer, vocab_size)
+    return tokenizer
