@@ -22,11 +22,11 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SIDEWAYS = {  # rooms of one layer that may use one another
-    frozenset({"registry", "errors"}), frozenset({"config", "errors"}),
+    frozenset({"registry", "errors"}), frozenset({"files", "errors"}), frozenset({"config", "errors"}),
     frozenset({"device", "errors"}), frozenset({"device", "config"}),
     frozenset({"planning", "evaluation"}),
     frozenset({"pipeline", "recipe"}), frozenset({"pipeline", "report"}),
-    frozenset({"api", "pipeline"}), frozenset({"api", "recipe"}), frozenset({"report", "recipe"}),
+    frozenset({"__main__", "cli"}), frozenset({"api", "pipeline"}), frozenset({"api", "recipe"}), frozenset({"report", "recipe"}),
     frozenset({"recipe", "recipes"}),
 }
 

@@ -4,9 +4,9 @@
 and open it, `read_tensors` and `write_tensors` are the one way to tensors on disk.
 """
 
-from inkstone.checkpoint.folder import atomic_folder, recover, verify_folder
 from inkstone.checkpoint.model import load_model, save_model
 from inkstone.checkpoint.tensors import read_tensors, write_tensors
+from inkstone.files import atomic_folder, recover, verify_folder
 
 __all__ = [
     "atomic_folder",

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from inkstone import __version__, registry
 from inkstone.checkpoint.card import model_card
-from inkstone.checkpoint.folder import MANIFEST, read_json, recover, verify_folder, write_json
 from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_tensors
 from inkstone.errors import CheckpointError, InkstoneError, ModelError
+from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
 from inkstone.models._weights import Weight, expand
 
 if TYPE_CHECKING:
@@ -182,9 +182,7 @@ def _find_tensors(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def _plan(
-    family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path
-) -> list[Weight]:
+def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path) -> list[Weight]:
     """Match the tensors of the files with the parameters of the model, one by one.
 
     Names are normalised in `entries`; shapes and dtypes are compared; nothing is read.

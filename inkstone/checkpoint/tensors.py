@@ -18,8 +18,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from inkstone.checkpoint.folder import parse_json
 from inkstone.errors import CheckpointError
+from inkstone.files import parse_json
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

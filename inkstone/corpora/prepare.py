@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from inkstone.checkpoint import atomic_folder
 from inkstone.config import Progress
 from inkstone.corpora.config import CorpusConfig
 from inkstone.corpora.shards import Corpus, ShardWriter
+from inkstone.files import atomic_folder
 
 if TYPE_CHECKING:
     from inkstone.text.store import DocumentStore

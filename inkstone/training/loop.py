@@ -338,7 +338,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM, SIGHUP and the first SIGINT ask for a checkpoint; a second SIGINT is immediate."""
+        """SIGTERM, SIGHUP and a first SIGINT ask for a checkpoint; a second SIGINT is at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

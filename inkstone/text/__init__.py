@@ -1,0 +1,1 @@
+"""Files to documents: read, normalise, drop duplicates, hold some out."""

@@ -1,0 +1,60 @@
+"""The English prose that every Python installation carries: topics and docstrings.
+
+Source files are read as text and parsed; nothing in them is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from inkstone.text.document import Document
+
+MIN_CHARS = 200
+SKIPPED = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+
+
+def python_prose() -> Iterator[Document]:
+    """Documentation topics of the language, then docstrings of the standard library, in order."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    yield from _topics(library / "pydoc_data" / "topics.py")
+    for path in sorted(library.rglob("*.py")):
+        relative = path.relative_to(library)
+        if not SKIPPED.intersection(relative.parts) and relative.parts[0] != "pydoc_data":
+            yield from _docstrings(path, str(relative))
+
+
+def _topics(path: Path) -> Iterator[Document]:
+    tree = _parse(path)
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Dict):
+            for number, value in enumerate(node.values, start=1):
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield Document(value.value, "pydoc_data/topics.py", number)
+
+
+def _docstrings(path: Path, name: str) -> Iterator[Document]:
+    """The docstrings of one module as one document, if together they are long enough."""
+    tree = _parse(path)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
+            found.append(inspect.cleandoc(text))
+    joined = "\n\n".join(found)
+    if len(joined) >= MIN_CHARS:
+        yield Document(joined, name)
+
+
+def _parse(path: Path) -> ast.Module | None:
+    try:
+        source = path.read_text(encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None  # an installation without sources, or a file that is data for other tools
