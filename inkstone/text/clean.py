@@ -56,17 +56,16 @@ class TextStatistics:
         return asdict(self)
 
     @classmethod
-    def load(cls, folder: Path) -> TextStatistics:
-        """Read statistics.json of a cleaned folder.
+    def from_dict(cls, raw: dict[str, Any]) -> TextStatistics:
+        """What `to_dict` gave.
 
         Raises:
-            DataError: It is missing or damaged.
+            DataError: It is something else.
         """
-        path = Path(folder) / "statistics.json"
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+            return cls(**raw)
+        except TypeError as error:
+            raise DataError(f"not the statistics of a cleaned corpus: {error}") from error
 
 
 def content_hash(data: Source, config: TextConfig) -> str:
