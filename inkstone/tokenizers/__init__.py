@@ -1,0 +1,1 @@
+"""Documents to token ids and back, on the Rust `tokenizers` library."""

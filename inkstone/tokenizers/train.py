@@ -1,0 +1,187 @@
+"""Training tokenizers from text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from inkstone.config import Progress
+from inkstone.errors import TokenizerError
+from inkstone.tokenizers import chat
+from inkstone.tokenizers.config import TokenizerConfig
+from inkstone.tokenizers.tokenizer import EOS, Tokenizer, pieces, special_token
+
+SPECIALS = (EOS, *chat.SPECIALS)
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DEFAULT_VOCAB_SIZE = 8192
+LONGEST_TOKEN = 128  # characters: a corpus of one repeated letter makes no endless token
+# contractions, a word with one mark before it, up to three digits, punctuation, line ends, spaces
+MODERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train(
+    texts: Iterable[str],
+    config: TokenizerConfig,
+    *,
+    specials: tuple[str, ...] = SPECIALS,
+    progress: Progress | None = None,
+) -> Tokenizer:
+    """Train a tokenizer; the same texts and settings give the same tokenizer.
+
+    Sources: byte-level BPE, Sennrich et al. 2016 and Radford et al. 2019; WordPiece, Schuster &
+    Nakajima 2012; Unigram, Kudo 2018.
+
+    Args:
+        texts: The corpus; read once, in pieces.
+        config: What to train.
+        specials: Control tokens; they take the first ids.
+        progress: Told the characters read.
+
+    Raises:
+        TokenizerError: There is no text.
+    """
+    size = config.vocab_size or DEFAULT_VOCAB_SIZE
+    corpus = _counted(texts, progress)
+    first = next(corpus, None)
+    if first is None:
+        raise TokenizerError("there is no text to train a tokenizer on")
+    corpus = itertools.chain([first], corpus)
+    make = {
+        "bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram,
+        "char": _char, "byte": _byte, "word": _word,
+    }[config.kind]  # fmt: skip
+    backend, special = make(corpus, config, size, specials)
+    template = config.chat_template or chat.TEMPLATE
+    return Tokenizer(backend, special, chat_template=template, kind=config.kind)
+
+
+Made = tuple[tokenizers.Tokenizer, dict[str, str]]
+Corpus = Iterator[list[str]]
+
+
+def _bpe(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
+    backend = tokenizers.Tokenizer(models.BPE())
+    if config.pattern == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(MODERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(size, 256 + len(specials)),
+        min_frequency=config.min_frequency,
+        special_tokens=[special_token(s) for s in specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=LONGEST_TOKEN,
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS}
+
+
+def _byte(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
+    for _ in corpus:  # nothing to learn, but the text is read as by the other kinds
+        pass
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    table = {c: i for i, c in enumerate([*specials, *characters])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=table, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([special_token(s) for s in specials])
+    return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS}
+
+
+def _wordpiece(
+    corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]
+) -> Made:
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=config.min_frequency,
+        special_tokens=[special_token(s) for s in (*BERT_SPECIALS, *specials)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend, {"eos_token": EOS, "pad_token": "[PAD]", "unk_token": "[UNK]"}
+
+
+def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
+    """With a token for every byte behind it, so that any text comes back whole."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=max(size - 256, len(specials) + 32),
+        special_tokens=[special_token(s) for s in ("<unk>", *specials)],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    try:
+        backend.train_from_iterator(corpus, trainer)
+    except Exception as error:  # the library has no type of its own
+        raise TokenizerError(
+            f"a unigram tokenizer of {size:,} tokens cannot be trained here: {error}",
+            fix="raise tokenizer.vocab_size, or use tokenizer.kind=\"bpe\"",
+        ) from error
+    tree: dict[str, Any] = json.loads(backend.to_str())
+    lowest = min((score for _, score in tree["model"]["vocab"]), default=0.0) - 10.0
+    tree["model"]["vocab"] += [[f"<0x{b:02X}>", lowest] for b in range(256)]
+    tree["model"]["byte_fallback"] = True
+    backend = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}
+
+
+def _char(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
+    return _words(
+        corpus, config, size, specials, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    )
+
+
+def _word(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
+    return _words(corpus, config, size, specials, pre_tokenizers.WhitespaceSplit())
+
+
+def _words(
+    corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...], cut: Any
+) -> Made:
+    """The most frequent characters or words; the rest is <unk>."""
+    backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    backend.pre_tokenizer = cut
+    backend.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=size,
+        min_frequency=config.min_frequency if config.kind == "word" else 1,
+        special_tokens=[special_token(s) for s in ("<unk>", *specials)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus, trainer)
+    return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}
+
+
+def _counted(texts: Iterable[str], progress: Progress | None) -> Iterator[list[str]]:
+    """Lists of pieces of bounded length."""
+    done = 0
+    for text in texts:
+        if not text:
+            continue
+        yield pieces(text)
+        done += len(text)
+        if progress is not None:
+            progress(done, None, "characters")
