@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ class Tokenizer:
         self.bos_id, self.pad_id = self._id("bos_token"), self._id("pad_token")
         self.unk_id = self._id("unk_token")
         self._bytes: list[bytes] | None = None
+        # these models know whole pieces, control tokens among them, and would find them in a text
+        whole = isinstance(backend.model, (models.Unigram, models.WordLevel, models.WordPiece))
+        literals = [t.content for i, t in added.items() if t.special and i != self.unk_id]
+        self._literals = re.compile("|".join(map(re.escape, literals))) if whole else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what looks like a control token in it is ordinary text."""
@@ -73,15 +78,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts."""
-        cut = [pieces(text) for text in texts]
+        cut = [self._without_literals(pieces(text)) for text in texts]
         flat = [p for parts in cut for p in parts]
         encoded = self._encode(flat)
         if len(flat) == len(texts):
             return encoded
         left = iter(encoded)
         return [
-            list(itertools.chain.from_iterable(itertools.islice(left, len(parts))))
-            for parts in cut
+            list(itertools.chain.from_iterable(itertools.islice(left, len(parts)))) for parts in cut
         ]
 
     def encode_arrays(
@@ -107,7 +111,7 @@ class Tokenizer:
         """A decoder that takes one id at a time."""
 
         def data(token: int) -> bytes:
-            if skip_special and token in self.special_ids:
+            if skip_special and token in self.special_ids and token != self.unk_id:
                 return b""
             return self.token_bytes(token)
 
@@ -180,6 +184,20 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         self.backend.encode_special_tokens = True
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _without_literals(self, parts: list[str]) -> list[str]:
+        """Cut through the middle of whatever looks like a control token."""
+        if self._literals is None:
+            return parts
+        out = []
+        for part in parts:
+            start = 0
+            for match in self._literals.finditer(part):
+                middle = (match.start() + match.end()) // 2
+                out.append(part[start:middle])
+                start = middle
+            out.append(part[start:])
+        return out
 
     def _encode_markup(self, text: str) -> list[int]:
         self.backend.encode_special_tokens = False

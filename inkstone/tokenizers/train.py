@@ -34,7 +34,10 @@ def train(
     specials: tuple[str, ...] = SPECIALS,
     progress: Progress | None = None,
 ) -> Tokenizer:
-    """Train a tokenizer; the same texts and settings give the same tokenizer.
+    """Train a tokenizer.
+
+    The same texts and settings give the same tokenizer, but for "unigram": the library sums its
+    expectations in the order in which threads finish, so scores differ in their last digits.
 
     Sources: byte-level BPE, Sennrich et al. 2016 and Radford et al. 2019; WordPiece, Schuster &
     Nakajima 2012; Unigram, Kudo 2018.
@@ -42,7 +45,7 @@ def train(
     Args:
         texts: The corpus; read once, in pieces.
         config: What to train.
-        specials: Control tokens; they take the first ids.
+        specials: Control tokens.
         progress: Told the characters read.
 
     Raises:
@@ -106,18 +109,33 @@ def _byte(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[st
 def _wordpiece(
     corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]
 ) -> Made:
+    """Trained with its alphabet given: the library would number it in a random order.
+
+    The text is held in memory for that; `pipeline` gives a bounded sample.
+    """
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    backend.normalizer, backend.pre_tokenizer = normalizer, splitter
     backend.decoder = decoders.WordPiece()
+    held = list(corpus)
+    inner: set[str] = set()
+    for text in itertools.chain.from_iterable(held):
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            inner.update(word[1:])
+    control = (*BERT_SPECIALS, *specials)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=config.min_frequency,
-        special_tokens=[special_token(s) for s in (*BERT_SPECIALS, *specials)],
+        special_tokens=[*control, *(f"##{c}" for c in sorted(inner))],
         show_progress=False,
     )
-    backend.train_from_iterator(corpus, trainer)
-    return backend, {"eos_token": EOS, "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    backend.train_from_iterator(held, trainer)
+    table = backend.get_vocab(with_added_tokens=False)
+    made = tokenizers.Tokenizer(models.WordPiece(table, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer, made.decoder = normalizer, splitter, backend.decoder
+    made.add_special_tokens([special_token(s) for s in control])
+    return made, {"eos_token": EOS, "pad_token": "[PAD]", "unk_token": "[UNK]"}
 
 
 def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
@@ -128,8 +146,8 @@ def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.UnigramTrainer(
-        vocab_size=max(size - 256, len(specials) + 32),
-        special_tokens=[special_token(s) for s in ("<unk>", *specials)],
+        vocab_size=max(size - 256 - len(specials), 32),
+        special_tokens=[special_token("<unk>")],
         unk_token="<unk>",
         show_progress=False,
     )
@@ -138,13 +156,14 @@ def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple
     except Exception as error:  # the library has no type of its own
         raise TokenizerError(
             f"a unigram tokenizer of {size:,} tokens cannot be trained here: {error}",
-            fix="raise tokenizer.vocab_size, or use tokenizer.kind=\"bpe\"",
+            fix='raise tokenizer.vocab_size, or use tokenizer.kind="bpe"',
         ) from error
     tree: dict[str, Any] = json.loads(backend.to_str())
     lowest = min((score for _, score in tree["model"]["vocab"]), default=0.0) - 10.0
     tree["model"]["vocab"] += [[f"<0x{b:02X}>", lowest] for b in range(256)]
     tree["model"]["byte_fallback"] = True
     backend = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    backend.add_special_tokens([special_token(s) for s in specials])
     return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}
 
 
@@ -166,12 +185,13 @@ def _words(
     backend.pre_tokenizer = cut
     backend.decoder = decoders.Fuse()
     trainer = trainers.WordLevelTrainer(
-        vocab_size=size,
+        vocab_size=size - len(specials),
         min_frequency=config.min_frequency if config.kind == "word" else 1,
-        special_tokens=[special_token(s) for s in ("<unk>", *specials)],
+        special_tokens=[special_token("<unk>")],
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
+    backend.add_special_tokens([special_token(s) for s in specials])
     return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}
 
 
