@@ -103,6 +103,18 @@ class KVCache:
                     tensors[layer] = old[rows]
         self.real = self.real[rows]
 
+    def drop_padding(self) -> None:
+        """Move everything left by the columns that are padding in every row."""
+        real = self.real[:, : self.length]
+        spare = int(real.long().argmax(1).min()) if self.padded and self.length else 0
+        if not spare:
+            return
+        kept = self.length - spare
+        for tensor in (*self.keys, *self.values):
+            tensor[:, :, :kept] = tensor[:, :, spare : self.length].clone()
+        self.real[:, :kept] = real[:, spare:].clone()
+        self.truncate(kept)
+
     def truncate(self, length: int) -> None:
         """Forget all columns from `length` on."""
         assert 0 <= length <= self.length

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW_ROWS = 64  # below, as in decoding, copying the weights side by side costs more than it saves
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, computed in the dtype of x.
@@ -40,6 +42,8 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     The parameters stay apart, so that an optimizer that treats matrices as matrices (Muon) sees
     the query, key and value maps one by one, and so that checkpoints need no surgery.
     """
+    if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
+        return torch.cat([linear(x) for linear in linears], dim=-1)
     weight = torch.cat([m.weight for m in linears]).to(x.dtype)
     biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
     bias = torch.cat(biases).to(x.dtype) if biases else None

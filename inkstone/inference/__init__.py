@@ -1,0 +1,10 @@
+"""From a prompt to text: one code path behind the library, the command line and chat.
+
+`Generator` decodes, `SamplingConfig` says how, `Conversation` keeps a dialogue in the context.
+"""
+
+from inkstone.inference.config import SamplingConfig
+from inkstone.inference.generate import Chunk, Generation, Generator
+from inkstone.inference.sampling import TokenScore
+
+__all__ = ["Chunk", "Generation", "Generator", "SamplingConfig", "TokenScore"]
