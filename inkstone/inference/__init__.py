@@ -3,8 +3,9 @@
 `Generator` decodes, `SamplingConfig` says how, `Conversation` keeps a dialogue in the context.
 """
 
+from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Chunk, Generation, Generator
 from inkstone.inference.sampling import TokenScore
 
-__all__ = ["Chunk", "Generation", "Generator", "SamplingConfig", "TokenScore"]
+__all__ = ["Chunk", "Conversation", "Generation", "Generator", "SamplingConfig", "TokenScore"]

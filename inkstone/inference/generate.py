@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 Prompt = str | Sequence[int]
 BATCH_SIZE = 32  # rows that `generate` decodes at a time
+CARRIED = 4  # tokens of the prompt that the decoder is given first: a character has 4 bytes
 
 
 @dataclass(slots=True)
@@ -227,6 +228,8 @@ class _Row:
         self.done = False
         self._count = 0
         self._decoder = None if tokenizer is None else tokenizer.stream()
+        for token in prompt[-CARRIED:]:  # the answer goes on in the middle of a text
+            self._push(token)
         self._matcher = StopMatcher(config.stop)
         self._ids: list[int] = []
         self._scores: list[TokenScore] = []
@@ -304,5 +307,3 @@ class _Batch:
         self.cache.drop_padding()
         self.sampler.keep_rows(index)
         self._new = self._new[index]
-
-

@@ -129,6 +129,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.n_logprobs = [c.top_logprobs if c.logprobs or c.top_logprobs else -1 for c in configs]
         self._step = 0
+        self._uniforms = torch.empty(0)
         self._greedy = torch.tensor([c.greedy for c in configs], device=device)
         self._temperature = column([c.temperature or 1.0 for c in configs])
         self._top_k = column([float(min(c.top_k or vocab_size, vocab_size)) for c in configs])

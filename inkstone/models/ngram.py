@@ -103,13 +103,12 @@ class Model:
             raise ModelError("an n-gram model needs at least one token to count")
         if self.config.boundary_id is not None:
             x = np.concatenate(([self.config.boundary_id], x))
-        grams = [_unigrams(x, self.config)]
+        gram, self._levels = _unigrams(x, self.config), []
         for n in range(2, self.config.order + 1):
-            grams.append(_extend(x, grams[-1], n, self.config))
-        self._levels = [
-            _level(gram, grams[n] if n < len(grams) else None, n, self.config)
-            for n, gram in enumerate(grams, start=1)
-        ]
+            longer = _extend(x, gram, n, self.config)
+            self._levels.append(_level(gram, longer, n - 1, self.config))
+            gram = longer
+        self._levels.append(_level(gram, None, self.config.order, self.config))
         return self
 
     def log_probs(self, ids: Ids) -> Floats:
@@ -160,9 +159,7 @@ class Model:
             first, last = np.searchsorted(level.keys, (rank * vocab_size, (rank + 1) * vocab_size))
             p *= level.backoff[rank]
             children = np.arange(first, last)
-            p[level.keys[children] - rank * vocab_size] += (
-                level.seen(children) / level.totals[rank]
-            )
+            p[level.keys[children] - rank * vocab_size] += level.seen(children) / level.totals[rank]
         return p
 
     @property
@@ -274,9 +271,7 @@ def _level(gram: _Grams, longer: _Grams | None, n: int, config: Config) -> _Leve
     discounts = _discounts(counts)
     contexts = gram.keys // config.vocab_size
     totals = np.bincount(contexts, weights=counts, minlength=gram.contexts).astype(np.int64)
-    freed = np.bincount(
-        contexts, weights=discounts[np.minimum(counts, 3)], minlength=gram.contexts
-    )
+    freed = np.bincount(contexts, weights=discounts[np.minimum(counts, 3)], minlength=gram.contexts)
     backoff = np.divide(freed, totals, out=np.ones(gram.contexts), where=totals > 0)
     return _Level(gram.keys, counts, totals, backoff, discounts)
 

@@ -34,6 +34,7 @@ class Rope(nn.Module):
         self.register_buffer("sin", empty, persistent=False)
         self.grow(min(ROWS_AT_START, max_seq_len))
 
+    @torch.inference_mode(False)  # training must be able to use what generation has grown
     def grow(self, rows: int) -> None:
         """Compute the tables for positions 0 … rows − 1: [rows, E/2] each, in fp32."""
         device = self.cos.device

@@ -1,0 +1,1 @@
+"""How good a model is: perplexity and bits per byte, beside baselines, and whether it ends."""
