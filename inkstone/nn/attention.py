@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.errors import ModelError
+from inkstone.nn import blockwise
 from inkstone.nn.cache import KVCache
 
 
@@ -113,6 +114,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
     Returns:
         [B, T, H·E].
     """
+    if blockwise.pays(q, k):
+        return blockwise.attend(q, k, v, view.mask)
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=view.mask, is_causal=view.causal, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -7,6 +7,7 @@ multiplied out into the gradients of hidden states and weights, and forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 27  # of one chunk of logits
-SOFTMAX_BYTES = 1 << 22  # of the fp32 rows in hand: they stay in the cache of a core
+SOFTMAX_BYTES = 1 << 22  # of the fp32 rows in hand on a CPU: they stay in its cache
+ALIGN = 512  # columns; matmul kernels lose a tenth of their speed on an odd row length
+SLICE = 4096  # words whose weight gradient is in hand at a time
 
 
 def chunked_cross_entropy(
@@ -28,22 +31,29 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, int]:
     """Sum over tokens of −log softmax(hidden · weightᵀ + bias)[target], in nats.
 
+    The gradients are made in the forward pass; a second backward pass through the same loss is an
+    error.
+
     Args:
-        hidden: [N, D] (or [..., D]) in any float dtype; the matmuls run in it.
+        hidden: [..., D] in any float dtype; the matmuls run in it, the softmax in fp32.
         weight: [V, D].
-        targets: [N] int64; IGNORE_INDEX where no loss is wanted.
+        targets: [...] int64; IGNORE_INDEX where no loss is wanted.
         bias: [V].
-        chunk: Rows at a time; chosen so that the logits take at most CHUNK_BYTES if None.
+        chunk: Rows at a time; by default as many as keep a chunk of logits below CHUNK_BYTES.
         z_loss: Weight of the extra term log²Z a token, which keeps logits small (PaLM, section 5).
 
     Returns:
         The sum as an fp32 scalar, and the number of targets that were counted.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    n_targets = int((targets != IGNORE_INDEX).sum())
+    counted = targets != IGNORE_INDEX
+    n_targets = int(counted.sum())
+    if n_targets < len(targets):
+        hidden, targets = hidden[counted], targets[counted]
     if chunk is None:
-        chunk = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, chunk, z_loss)
+        most = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+        chunk = -(-n_targets // max(1, -(-n_targets // most)))  # equal chunks
+    total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, max(1, chunk), z_loss)
     return total, n_targets
 
 
@@ -59,59 +69,78 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
     ) -> Tensor:
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        low = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        low, low_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if want_hidden else None
-        d_weight = None
+        d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if want_bias and bias is not None else None
+        if d_weight is not None and not len(hidden):
+            d_weight.zero_()
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        room = hidden.new_empty(min(chunk, len(hidden)), -(-len(weight) // ALIGN) * ALIGN)
         for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            scores = hidden[rows] @ low.T
-            total += _score_rows(scores, bias, targets[rows], z_loss, any(ctx.needs_input_grad))
+            rows = hidden[start : start + chunk]
+            scores = room[: len(rows), : len(weight)]
+            if low_bias is None:
+                torch.mm(rows, low.T, out=scores)
+            else:
+                torch.addmm(low_bias, rows, low.T, out=scores)
+            wanted = any(ctx.needs_input_grad)
+            total += _score(scores, targets[start : start + chunk], z_loss, want_gradient=wanted)
             if d_hidden is not None:
-                torch.mm(scores, low, out=d_hidden[rows])
-            if want_weight:
-                product = (scores.T @ hidden[rows]).to(weight.dtype)
-                d_weight = product if d_weight is None else d_weight.add_(product)
+                torch.mm(scores, low, out=d_hidden[start : start + chunk])
+            if d_weight is not None:
+                _add_outer(d_weight, scores, rows, first=start == 0)
             if d_bias is not None:
                 d_bias += scores.sum(0, dtype=d_bias.dtype)
-        if want_weight and d_weight is None:
-            d_weight = torch.zeros_like(weight)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.gradients = (d_hidden, d_weight, d_bias)
         return total
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.saved_tensors]
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a chunked loss can be taken only once")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
         return (*scaled, None, None, None)
 
 
-def _score_rows(
-    scores: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, want_gradient: bool
-) -> Tensor:
+def _score(scores: Tensor, targets: Tensor, z_loss: float, *, want_gradient: bool) -> Tensor:
     """Sum of the losses of these rows; `scores` [n, V] becomes d(loss)/d(scores) in place."""
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
-    step = len(scores)
+    for rows in _row_slices(scores):
+        low, target = scores[rows], targets[rows, None]
+        top = low.amax(1, keepdim=True).float()
+        at_target = low.gather(1, target).float()
+        p = torch.softmax(low, 1, dtype=torch.float32)
+        log_z = top - p.amax(1, keepdim=True).log()  # exact, because no row's largest p is small
+        loss = log_z - at_target
+        if z_loss:
+            loss = loss + z_loss * log_z.square()
+        total += loss.sum()
+        if want_gradient:
+            if z_loss:
+                p.mul_(1 + 2 * z_loss * log_z)
+            p.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+            low.copy_(p)
+    return total
+
+
+def _row_slices(scores: Tensor) -> Iterator[slice]:
+    step = max(1, len(scores))
     if scores.device.type == "cpu":
         step = max(1, SOFTMAX_BYTES // (4 * scores.shape[1]))
     for start in range(0, len(scores), step):
-        low = scores[start : start + step]
-        work = low.float()
-        if bias is not None:
-            work = work + bias
-        counted = targets[start : start + step] != IGNORE_INDEX
-        target = targets[start : start + step].where(counted, 0)[:, None]
-        log_z = work.logsumexp(1, keepdim=True)
-        loss = log_z - work.gather(1, target)
-        slope = None
-        if z_loss:
-            loss = loss + z_loss * log_z.square()
-            slope = 1 + 2 * z_loss * log_z
-        total += loss[:, 0].where(counted, 0).sum()
-        if want_gradient:
-            work = work.sub_(log_z).exp_()
-            if slope is not None:
-                work.mul_(slope)
-            work.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-            low.copy_(work.mul_(counted[:, None]))
-    return total
+        yield slice(start, start + step)
+
+
+def _add_outer(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """total [V, D] += leftᵀ [V, n] · right [n, D], widened slice by slice while it is in cache."""
+    step = SLICE if total.device.type == "cpu" else len(total)
+    for start in range(0, len(total), step):
+        part = slice(start, start + step)
+        product = left[:, part].T @ right
+        if first:
+            total[part].copy_(product)
+        else:
+            total[part].add_(product)
