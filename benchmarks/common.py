@@ -1,0 +1,51 @@
+"""What every benchmark needs: a table on stdout, a JSON file in benchmarks/out, child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks" / "out"
+SHARED_DATA = Path(os.environ.get("INKSTONE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+THREADS = 2
+
+
+def child(module: str, *arguments: str) -> dict[str, Any]:
+    """Run `python -m module arguments` alone on THREADS threads; its last line is JSON."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{module} {' '.join(arguments)} failed with exit code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
+    """Print rows as a Markdown table and keep everything as benchmarks/out/<name>.json."""
+    columns = list(dict.fromkeys(c for row in rows for c in row))
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |")
+    for key, value in facts.items():
+        print(f"{key}: {_cell(value)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"rows": list(rows), **facts}, indent=1, ensure_ascii=False)
+    (OUT / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _cell(value: Any) -> str:
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else (f"{value:,.0f}" if isinstance(value, float) else str(value))
+    )

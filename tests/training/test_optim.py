@@ -1,0 +1,144 @@
+"""Optimizers against references, schedules against their formulas."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inkstone.models import gpt2, llama
+from inkstone.training.config import TrainingConfig
+from inkstone.training.optim import Muon, Optimizers, orthogonalise
+from inkstone.training.plan import Plan
+from inkstone.training.schedule import cosine, wsd
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4), (3, 5, 9)])
+def test_orthogonalise_keeps_directions_and_evens_out_sizes(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    out = orthogonalise(matrix)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    sizes = torch.linalg.svdvals(out)
+    assert sizes.min() > 0.3 and sizes.max() < 1.3
+    inner = (out * (u @ v)).sum((-2, -1)) / (out.norm(dim=(-2, -1)) * (u @ v).norm(dim=(-2, -1)))
+    assert (inner > 0.9).all()
+
+
+def test_muon_equals_its_textbook_step() -> None:
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(6, 4))
+    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5)
+    value, buffer = p.detach().clone(), torch.zeros(6, 4)
+    for _ in range(3):
+        grad = torch.randn(6, 4)
+        p.grad = grad.clone()
+        optimizer.step()
+        buffer = 0.9 * buffer + 0.1 * grad
+        direction = orthogonalise(0.1 * grad + 0.9 * buffer)
+        value = value * (1 - 0.1 * 0.5) - 0.1 * math.sqrt(6 / 4) * direction
+        torch.testing.assert_close(p.detach(), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [gpt2, llama])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_state_round_trip(family: object, optimizer: str) -> None:
+    torch.manual_seed(0)
+    config = family.Config(vocab_size=20, d_model=8, n_layers=1, n_heads=2, max_seq_len=8)  # type: ignore[attr-defined]
+    settings_ = TrainingConfig(optimizer=optimizer, max_steps=5)  # type: ignore[arg-type]
+    models = [family.Model(config) for _ in range(2)]  # type: ignore[attr-defined]
+    models[1].load_state_dict(models[0].state_dict())
+    first, second = (Optimizers(m, settings_) for m in models)
+    for step in range(4):
+        for model in models[: 2 if step > 1 else 1]:
+            torch.manual_seed(step)
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+        first.step(0.5)
+        if step == 1:
+            models[1].load_state_dict(models[0].state_dict())
+            second.load_state_tensors(first.state_tensors())
+        elif step > 1:
+            second.step(0.5)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_foreign_state_is_refused() -> None:
+    model = llama.Model(llama.Config(vocab_size=20, d_model=8, n_layers=1, n_heads=2))
+    optimizers = Optimizers(model, TrainingConfig(max_steps=1))
+    with pytest.raises(KeyError):
+        optimizers.load_state_tensors({"no.such|momentum": torch.zeros(1)})
+
+
+def test_only_matrices_decay() -> None:
+    model = llama.Model(llama.Config(vocab_size=20, d_model=8, n_layers=1, n_heads=2))
+    optimizers = Optimizers(model, TrainingConfig(max_steps=1, optimizer="adamw", weight_decay=0.3))
+    decays = {
+        name: g["weight_decay"]
+        for g in optimizers.all[0].param_groups
+        for p in g["params"]
+        for name, q in model.named_parameters()
+        if q is p
+    }
+    assert all((d > 0) == (model.get_parameter(n).dim() == 2) for n, d in decays.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 50), st.integers(60, 300), st.floats(0, 1))
+def test_schedules_rise_hold_and_fall(warmup: int, max_steps: int, low: float) -> None:
+    start = (warmup + max_steps) // 2
+    values = [
+        wsd(s, warmup=warmup, decay_start=start, max_steps=max_steps, min_ratio=low)
+        for s in range(max_steps + 1)
+    ]
+    assert all(b >= a for a, b in itertools.pairwise(values[:warmup]))
+    assert all(v == 1 for v in values[warmup : start + 1])
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values[start:]))
+    assert values[-1] == pytest.approx(low)
+    curve = [
+        cosine(s, warmup=warmup, max_steps=max_steps, min_ratio=low)
+        for s in range(warmup, max_steps + 1)
+    ]
+    assert curve[0] == pytest.approx(1) and curve[-1] == pytest.approx(low)
+
+
+def _simulate(plan: Plan, seconds: list[float]) -> tuple[int, float]:
+    """Run a plan against a made-up clock: steps taken, seconds used."""
+    step, clock = 0, 0.0
+    while True:
+        if step:
+            plan.update(step, clock, clock / step)
+        if plan.max_steps is not None and step >= plan.max_steps:
+            return step, clock
+        plan.multiplier(step)
+        clock += seconds[min(step, len(seconds) - 1)]
+        step += 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.01, 0.5), st.floats(0.8, 1.25), st.sampled_from(["wsd", "cosine"]))
+def test_minutes_are_kept_when_the_speed_drifts(
+    tmp_path_factory: pytest.TempPathFactory, step_s: float, drift: float, schedule: str
+) -> None:
+    path = tmp_path_factory.mktemp("plan") / "schedule.json"
+    config = TrainingConfig(minutes=2.0, warmup_steps=5, schedule=schedule)  # type: ignore[arg-type]
+    speeds = [step_s] * int(60 / step_s) + [step_s * drift]
+    _, clock = _simulate(Plan(config, path), speeds if schedule == "wsd" else [step_s])
+    assert clock == pytest.approx(120, rel=0.12)
+
+
+def test_decisions_survive_and_repeat(tmp_path: Path) -> None:
+    config = TrainingConfig(minutes=1.0, warmup_steps=5)
+    first = Plan(config, tmp_path / "schedule.json")
+    steps, _ = _simulate(first, [0.1] * 300 + [0.12])
+    second = Plan(config, tmp_path / "schedule.json")
+    assert second.max_steps == steps
+    assert [second.multiplier(s) for s in range(steps)] == [
+        first.multiplier(s) for s in range(steps)
+    ]
