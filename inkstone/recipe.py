@@ -69,6 +69,8 @@ class EvaluationSection(Section):
     prompts: tuple[str, ...] = Field((), description="sample prompts; empty: taken from held-out")
     samples: int = Field(3, ge=0, le=100)
     sample_tokens: int = Field(120, ge=1, le=1 << 16)
+    live_tokens: int | None = Field(None, ge=1, description="held-out tokens a look in training")
+    max_tokens: int | None = Field(None, ge=1, description="held-out tokens of the last score")
 
 
 class Recipe(Section):
@@ -94,7 +96,7 @@ class Recipe(Section):
             lines.append(f"[{section}]")
             for key, value in values.items():
                 if note := notes.get(f"{section}.{key}"):
-                    lines.append(f"# {' '.join(note.split())}")
+                    lines.append(f"# {_comment(note)}")
                 lines.append(f"{key} = {_toml(value)}")
             lines.append("")
         return "\n".join(lines)
@@ -106,6 +108,15 @@ class Recipe(Section):
             only_given: Leave out defaults too, so that planning may still choose them.
         """
         return self.model_dump(mode="json", exclude_none=True, exclude_unset=only_given)
+
+    def with_data(self, paths: Sequence[str | Path], minutes: float | None = None) -> Recipe:
+        """A copy that reads `paths` (relative to the current folder) for `minutes`, where given."""
+        values: dict[str, dict[str, Any]] = {}
+        if paths:
+            values["data"] = {"path": [p if p == "-" else str(Path(p).absolute()) for p in paths]}
+        if minutes is not None:
+            values["training"] = {"minutes": float(minutes)}
+        return self.with_values(values) if values else self
 
     def with_values(self, values: Mapping[str, Mapping[str, Any]]) -> Recipe:
         """A copy with some values of some sections replaced, checked like a file's.
@@ -364,6 +375,11 @@ def _set(entries: dict[str, Any], keys: list[str], value: Any, override: str) ->
         if not isinstance(entries, dict):
             raise RecipeError(f"{override!r}: {key!r} is a value, it holds no keys")
     entries[keys[-1]] = value
+
+
+def _comment(text: str) -> str:
+    """One line without the control characters that TOML forbids in comments."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def _toml(value: Any) -> str:

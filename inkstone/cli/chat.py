@@ -27,7 +27,7 @@ def command(
     import sys
 
     from inkstone import api
-    from inkstone.cli.progress import printable
+    from inkstone.cli.text import printable
 
     model = api.load(run, device=device)
     settings = {"max_tokens": max_tokens, "temperature": temperature}
@@ -68,7 +68,7 @@ def _answer(talk: object, message: str, settings: dict[str, float], json: bool) 
     import json as encoder
     import sys
 
-    from inkstone.cli.progress import printable
+    from inkstone.cli.text import printable
 
     pieces = talk.say(message, **settings)  # type: ignore[attr-defined]
     if json:

@@ -22,7 +22,9 @@ def command(
         float | None, typer.Option(help="Drop tokens less likely than this share of the best.")
     ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text. Repeatable.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Continuations.")] = 1,
     device: options.Device = "auto",
@@ -36,7 +38,7 @@ def command(
     import sys
 
     from inkstone import api
-    from inkstone.cli.progress import printable
+    from inkstone.cli.text import printable
 
     text = " ".join(prompt) if prompt else ("" if sys.stdin.isatty() else sys.stdin.read())
     model = api.load(run, device=device)

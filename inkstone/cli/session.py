@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from inkstone.cli.progress import clock, observer, printable
+from inkstone.cli.text import clock, printable
 
 SAMPLE_CHARACTERS = 600  # of each sample on the terminal; the report holds all of it
 
@@ -34,7 +34,9 @@ def run_training(
         typer.Exit: With 128 + signal when a signal ended training after a durable checkpoint.
         InkstoneError: The run could not start or go on.
     """
-    from inkstone import pipeline, recipe as recipes
+    from inkstone import pipeline
+    from inkstone import recipe as recipes
+    from inkstone.cli.progress import observer
 
     watcher = observer(quiet=quiet)
     folder = Path(resume or run or ".")

@@ -174,6 +174,8 @@ class _Planner:
             best = min(range(len(candidates)), key=losses.__getitem__)
             if best in measured or self.time_step is None or len(measured) == c.TIMED_SHAPES:
                 break
+            if len(candidates) == 1 and not self.minutes:
+                break  # nothing to choose between, and no time to fill
             guess = self._outcome(candidates[best], None)[2]
             measured[best] = self.time_step(
                 candidates[best].config, self._step_settings(candidates[best])
@@ -278,7 +280,7 @@ class _Planner:
         reasons = {
             "d_model": (
                 f"{count(shape.parameters)} parameters: the lowest expected loss for the "
-                f"{count(tokens)} tokens that the time allows, {epochs:.1f} times through the text"
+                f"{count(tokens)} tokens of this run, {epochs:.1f} times through the text"
             ),
             "n_layers": "depth that goes with this width",
             "n_heads": "heads of 32 or 64 dimensions",
@@ -313,7 +315,11 @@ class _Planner:
             self._choose("training.lr", max(1e-4, rate), "Kaplan et al. 2020, equation D.1")
         self._choose("training.schedule", "wsd", "constant, then down to zero exactly on time")
         warmup = round(min(c.WARMUP_MAX, max(c.WARMUP_MIN, c.WARMUP_SHARE * steps)))
-        self._choose("training.warmup_steps", min(warmup, steps), f"{c.WARMUP_SHARE:.0%} of them")
+        self._choose(
+            "training.warmup_steps",
+            min(warmup, steps),
+            f"{c.WARMUP_SHARE:.0%} of the steps, or {c.WARMUP_MIN}",
+        )
         self.steps = steps
 
     def _cadence(self, tokens: float, seconds: float, limit: str) -> None:
@@ -329,7 +335,7 @@ class _Planner:
                     f"ends before the time is up: reading so little text more than "
                     f"{c.EPOCHS_USEFUL:.0f} times buys nothing; more text would",
                 )  # fmt: skip
-        every = max(1, self.steps // c.EVALUATIONS)
+        every = max(c.STEPS_BETWEEN_EVALUATIONS, self.steps // c.EVALUATIONS)
         self._choose("training.eval_every", every, f"about {c.EVALUATIONS} looks at held-out text")
         live = c.EVALUATION_SHARE * self.steps * per_step * 3 / c.EVALUATIONS
         live = max(8 * self.seq_len, min(live, self.facts.valid_tokens or live))

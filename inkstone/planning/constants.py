@@ -57,6 +57,7 @@ MUON_LR, MUON_MATRIX_LR = 3e-3, 0.02  # Jordan et al. 2024 (modded-nanogpt)
 ADAMW_LR = (0.003239, 0.0001395)  # lr = a - b·ln N: Kaplan et al. 2020, equation D.1
 WARMUP_SHARE, WARMUP_MIN, WARMUP_MAX = 0.02, 10, 500
 EVALUATIONS = 20  # during a run
+STEPS_BETWEEN_EVALUATIONS = 10  # at least
 EVALUATION_SHARE = 0.04  # of the time, for all of them together
 SAVES = 6
 SAVE_MINUTES_MIN, SAVE_MINUTES_MAX = 0.5, 10.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -64,13 +64,6 @@ class Plan:
                 section, _, key = choice.key.partition(".")
                 result.setdefault(section, {})[key] = choice.value
         return result
-
-    def notes(self) -> dict[str, str]:
-        """Reasons by key, for the comments of the saved recipe."""
-        return {choice.key: choice.reason for choice in self.choices}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"choices": [asdict(x) for x in self.choices], "predicted": self.predicted}
 
 
 def count(value: float) -> str:

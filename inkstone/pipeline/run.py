@@ -1,0 +1,255 @@
+"""Start a run in a new folder, or continue one: prepare, plan, train, finish."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inkstone import __version__, registry
+from inkstone import device as devices
+from inkstone.checkpoint import save_model
+from inkstone.corpora.batches import BatchStream, windows
+from inkstone.device import Machine
+from inkstone.errors import RunError, UsageError
+from inkstone.pipeline import folder
+from inkstone.pipeline.finish import finish
+from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
+from inkstone.pipeline.stages import StageCache, cache_folder
+from inkstone.pipeline.timing import StepTimer, build_model
+from inkstone.planning.auto import plan_run
+from inkstone.planning.plan import Plan
+from inkstone.recipe import Recipe
+from inkstone.tasks import language_modeling
+from inkstone.training.log import Hook, StepInfo
+from inkstone.training.loop import Trainer, TrainingInterrupted, TrainingResult
+
+__all__ = ["TrainingInterrupted", "resume", "train"]
+
+
+def train(
+    recipe: Recipe,
+    run: Path,
+    *,
+    cache: Path | None = None,
+    observer: Observer | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Run a recipe from its data to the report, in a new folder.
+
+    Args:
+        recipe: What is left out of it is chosen, and told to the observer with its reason.
+        run: A folder that does not exist yet or is empty.
+        cache: Folder of the reusable stages.
+        observer: Told what happens.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The run's result, as in its result.json.
+
+    Raises:
+        UsageError: No data, or the run would lie inside it.
+        RunError: The folder already holds a run.
+        TrainingInterrupted: A signal ended training after a durable checkpoint.
+    """
+    observer = observer or Observer()
+    stages = StageCache(cache_folder(cache), observer)
+    folder.check_new(run, recipe.data.path)
+    folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
+    if "-" in recipe.data.path:
+        if len(recipe.data.path) > 1:
+            raise UsageError("stdin (-) cannot be mixed with other data")
+        recipe = recipe.with_data([keep_stdin(stages)])
+    began = time.monotonic()
+    where = devices.pick_device(device)
+    devices.tune_allocator()
+    prepared = prepare(recipe, stages, where.type)
+    observer.stage("plan")
+    machine = devices.measure(str(where))
+    planned_at = time.monotonic()
+    plan = _plan(prepared, machine, where)
+    line = f"chosen for this text and this machine ({machine.peak_gflops:,.0f} GFLOP/s measured)"
+    observer.stage_done("plan", line, time.monotonic() - planned_at)
+    choices = [*prepared.plan.choices, *plan.choices]
+    observer.choices(choices)
+    resolved = prepared.recipe.with_values(plan.values())
+    notes = {c.key: c.reason for c in choices if c.chosen}
+    folder.check_new(run, recipe.data.path)
+    folder.create(
+        run,
+        _header(run) + resolved.to_toml(notes),
+        data={
+            "hashes": prepared.hashes,
+            "statistics": prepared.statistics.to_dict(),
+            "line": prepared.statistics.line(),
+        },
+        plan={
+            "choices": [asdict(x) for x in choices],
+            "predicted": plan.predicted,
+            "machine": machine.to_dict(),
+        },
+    )
+    return _train_and_finish(resolved, prepared, run, machine, where, observer, began)
+
+
+def resume(
+    run: Path,
+    *,
+    cache: Path | None = None,
+    observer: Observer | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Continue a run exactly as it was started.
+
+    Raises:
+        RunError: The folder holds no run, or its data or tokenizer has changed since.
+    """
+    observer = observer or Observer()
+    recipe, record = folder.read(run)
+    result = folder.read_json(run / folder.RESULT)
+    if result:
+        observer.note(f"{run} is finished; nothing is left to do")
+        return result
+    stages = StageCache(cache_folder(cache), observer)
+    began = time.monotonic()
+    where = devices.pick_device(device)
+    devices.tune_allocator()
+    prepared = prepare(recipe, stages, where.type)
+    _compare(record.get("hashes", {}), prepared.hashes, run)
+    machine = devices.measure(str(where))
+    return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
+
+
+def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
+    recipe = prepared.recipe
+    given = recipe.to_dict(only_given=True)
+    dtype = devices.training_dtype(where, recipe.training.precision)
+    return plan_run(
+        prepared.facts,
+        machine,
+        given,
+        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        time_step=StepTimer(recipe.model.family, where),
+    )
+
+
+def _train_and_finish(
+    recipe: Recipe,
+    prepared: Prepared,
+    run: Path,
+    machine: Machine,
+    where: torch.device,
+    observer: Observer,
+    began: float,
+) -> dict[str, Any]:
+    observer.stage("train")
+    started = time.monotonic()
+    torch.manual_seed(recipe.training.seed)
+    assert recipe.training.tokens_per_step and recipe.corpus.seq_len
+    model = build_model(recipe.model.family, recipe.model.fields, recipe.training.precision, where)
+    info = provenance(recipe, prepared)
+    trainer = Trainer(
+        model,
+        BatchStream(
+            prepared.train,
+            batch_size=max(1, recipe.training.tokens_per_step // recipe.corpus.seq_len),
+            seq_len=recipe.corpus.seq_len,
+            seed=recipe.corpus.seed,
+            mask_documents=recipe.corpus.mask_documents,
+        ),
+        recipe.training,
+        run,
+        save_model=lambda out: save_model(out, model, prepared.tokenizer, info=info),
+        evaluate=_scorer(model, prepared, recipe),
+        hooks=[_Relay(observer)],
+        fingerprint={**prepared.hashes, "inkstone": __version__},
+        flops_per_token=training_flops(recipe),
+        peak_flops=machine.matmul_gflops[recipe.training.precision] * 1e9,
+    )
+    result = trainer.run()
+    observer.training_ended()
+    observer.stage_done("train", _training_summary(result), time.monotonic() - started)
+    return finish(recipe, prepared, run, machine, where, result, info, observer, began)
+
+
+def training_flops(recipe: Recipe) -> float:
+    """Operations of training on one token: three forward passes (Kaplan et al. 2020, §2.1)."""
+    family = registry.load("models", recipe.model.family)
+    config = family.Config(**recipe.model.fields)
+    return 3.0 * float(family.flops_per_token(config, recipe.corpus.seq_len))
+
+
+def provenance(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What a model folder remembers; of the data's place only the last name."""
+    remembered = recipe.to_dict()
+    if paths := remembered.get("data", {}).get("path"):
+        remembered["data"]["path"] = [Path(p).name for p in paths]
+    return {
+        "task": "language_modeling",
+        "dialogue_trained": False,
+        "recipe": remembered,
+        "data": {"hashes": prepared.hashes, "statistics": prepared.statistics.to_dict()},
+    }
+
+
+def _scorer(model: Any, prepared: Prepared, recipe: Recipe) -> Any:
+    valid, seq_len = prepared.valid, recipe.corpus.seq_len
+    if valid is None or valid.n_tokens < 2 or seq_len is None:
+        return None
+
+    def score() -> dict[str, float]:
+        batches = windows(
+            valid, seq_len, max_tokens=recipe.evaluation.live_tokens,
+            mask_documents=recipe.corpus.mask_documents,
+        )  # fmt: skip
+        return {"nats_per_token": language_modeling.evaluate(model, batches).nats_per_token}
+
+    return score
+
+
+def _training_summary(result: TrainingResult) -> str:
+    best = (
+        f"; best held-out loss {result.best_score:.3f} at step {result.best_step:,}"
+        if result.best_score is not None
+        else ""
+    )
+    ended = ", stopped early: held-out loss no longer fell" if result.reason != "finished" else ""
+    return f"{result.step:,} steps, {result.tokens:,} tokens{best}{ended}"
+
+
+def _compare(then: dict[str, str], now: dict[str, str], run: Path) -> None:
+    names = {"text": "the text or its cleaning", "tokenizer": "the tokenizer",
+             "train": "the tokens", "valid": "the held-out tokens"}  # fmt: skip
+    changed = [names.get(k, k) for k in sorted(then) if then[k] != now.get(k)]
+    if changed:
+        raise RunError(
+            f"{run} cannot be continued: {', '.join(changed)} changed since it began",
+            fix="put the data back as it was, or start a new run with --run",
+        )
+
+
+def _header(run: Path) -> str:
+    return (
+        f"# The resolved recipe of {run.name}, written by Inkstone {__version__}.\n"
+        f"# Comments say why a value was chosen. Run it again: inkstone train {run}/recipe.toml\n\n"
+    )
+
+
+class _Relay(Hook):
+    """Passes what the training loop tells on to the observer."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def on_step(self, info: StepInfo) -> None:
+        self.observer.step(info)
+
+    def on_eval(self, step: int, scores: dict[str, float]) -> None:
+        self.observer.evaluated(step, scores)
+
+    def on_message(self, text: str) -> None:
+        self.observer.note(text)

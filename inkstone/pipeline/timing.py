@@ -1,0 +1,71 @@
+"""How long one training step of a candidate takes here: real steps on random tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from inkstone import registry
+from inkstone.corpora.batches import Batch
+from inkstone.planning.constants import TIMING_SECONDS
+from inkstone.tasks import language_modeling
+from inkstone.training.config import TrainingConfig
+from inkstone.training.optim import Optimizers
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_model(
+    family: str, fields: Mapping[str, Any], precision: str, device: torch.device | str
+) -> Any:
+    """A freshly initialised model whose activations run in `precision`."""
+    module = registry.load("models", family)
+    with torch.device(device):
+        model = module.Model(module.Config(**fields))
+    model.compute_dtype = DTYPES[precision]
+    return model
+
+
+class StepTimer:
+    """Times whole steps (every micro-batch, the optimizer) of candidate shapes.
+
+    Args:
+        family: Of the model.
+        device: Where training will run.
+        seconds: Spent on each candidate, after one step to warm up.
+    """
+
+    def __init__(self, family: str, device: torch.device, seconds: float = TIMING_SECONDS) -> None:
+        self.family, self.device, self.seconds = family, device, seconds
+
+    def __call__(self, fields: Mapping[str, Any], step: Mapping[str, Any]) -> float:
+        """Seconds of one step, the median of what fits in the time.
+
+        Args:
+            fields: Of the family's `Config`.
+            step: tokens_per_step, micro_batch_size, seq_len, optimizer, precision.
+        """
+        model = build_model(self.family, fields, step["precision"], self.device)
+        model.train()
+        rows = step["tokens_per_step"] // step["seq_len"]
+        config = TrainingConfig(optimizer=step["optimizer"], max_steps=1)
+        optimizers = Optimizers(model, config)
+        shape = (rows, step["seq_len"])
+        tokens = torch.randint(model.config.vocab_size, shape, device=self.device)
+        batch = Batch(tokens, tokens)
+        times: list[float] = []
+        began = time.perf_counter()
+        while not times or time.perf_counter() - began < self.seconds:
+            start = time.perf_counter()
+            for part in batch.split(step["micro_batch_size"]):
+                loss, count = language_modeling.loss(model, part)
+                (loss / count).backward()
+            optimizers.step(1e-9)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        warm = sorted(times[1:] or times)
+        return warm[len(warm) // 2]

@@ -1,0 +1,1 @@
+"""Shipped recipes: one TOML = one whole run. `inkstone recipes` lists them."""

@@ -1,0 +1,42 @@
+"""planning/cost.py: checked against the papers' own statements and a count by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from inkstone.planning import cost
+
+
+def test_compute_optimal_ratio_is_chinchillas() -> None:
+    tokens = 1.4e12  # Hoffmann et al. 2022, table 3: 67 to 70 billion parameters
+    assert 60e9 < cost.compute_optimal_parameters(tokens) < 80e9
+
+
+def test_repetition_is_almost_free_for_four_epochs_and_worthless_after_forty() -> None:
+    """Muennighoff et al. 2023, abstract: "up to 4 epochs … negligible changes to loss"."""
+
+    def loss(epochs: float, unique: float = 1e8) -> float:
+        return cost.predicted_loss(cost.Budget(5_000_000, epochs * unique, unique))
+
+    fresh = cost.predicted_loss(cost.Budget(5_000_000, 4e8, 4e8))
+    assert loss(4) - fresh < 0.1 * (loss(1) - fresh)
+    assert loss(40) - loss(80) < 0.3 * (loss(1) - loss(4))
+
+
+def test_loss_falls_with_data_and_never_below_the_floor() -> None:
+    losses = [cost.predicted_loss(cost.Budget(10**7, d, d)) for d in (1e6, 1e7, 1e8, 1e9)]
+    assert losses == sorted(losses, reverse=True) and losses[-1] > 1.87
+
+
+def test_muon_operations_by_hand() -> None:
+    d, f = 2, 3  # four 2×2 matrices, three 2×3: per iteration 6·8 and 4·4·3 + 2·8
+    assert cost.muon_flops(d, f, n_layers=1) == 5 * (4 * 48 + 3 * (48 + 16))
+
+
+@pytest.mark.parametrize("seq_len", [64, 256, 1000])
+def test_micro_batch_divides_the_step_and_fits(seq_len: int) -> None:
+    per_step = 24 * seq_len
+    rows = cost.micro_batch(per_step, seq_len, 4, 256, device="cpu", free_bytes=8 << 30)
+    assert 24 % rows == 0 and (rows * seq_len <= 8192 or rows == 1)
+    tight = cost.micro_batch(per_step, seq_len, 4, 256, device="cpu", free_bytes=1 << 20)
+    assert tight == 1
