@@ -147,10 +147,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """Grouped-query causal self-attention: [B, T, D] → [B, T, D]."""
         qkv = stacked(x, (self.q, self.k, self.v)).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        heads = (self.n_heads, self.n_kv_heads)
+        qk, v = qkv.split((sum(heads), self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
+            q, k = qk.split(heads, dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        q, k = rotate(qk, *angles).split(heads, dim=2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, H or K, T, E]
         if cache is not None:
             k, v = cache.update(layer, k, v)
@@ -192,6 +194,12 @@ class Model(nn.Module):
                 if not linear.weight.is_meta:  # type: ignore[union-attr]
                     linear.weight.div_(math.sqrt(2 * self.config.n_layers))  # type: ignore
 
+    def embed_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """[B, T] → [B, T, D]; a family with richer inputs (`hashgram`) adds to it."""
+        return self.embed(input_ids, self.compute_dtype)
+
     def hidden(
         self,
         input_ids: Tensor,
@@ -211,7 +219,7 @@ class Model(nn.Module):
             positions=positions,
             window=self.config.sliding_window,
         )
-        x = self.embed(input_ids, self.compute_dtype)
+        x = self.embed_tokens(input_ids, attention_mask, cache)
         angles = self.rope.tables(view.positions, view.length, self.compute_dtype)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():

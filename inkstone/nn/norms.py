@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,4 +38,29 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width], in the dtype of x."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        out: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    """On a CPU torch has no fused RMS norm; this takes half the time of the composed one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        unit = x * scale
+        ctx.save_for_backward(unit, scale, weight)
+        return unit * weight.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        unit, scale, weight = ctx.saved_tensors
+        low = weight.to(grad.dtype)
+        product = (grad * unit).reshape(-1, len(weight))
+        d_weight = product.sum(0, dtype=weight.dtype)
+        along = torch.mv(product, low).view(scale.shape).div_(-len(weight))
+        return torch.addcmul(grad * low, unit, along).mul_(scale), d_weight, None

@@ -6,6 +6,8 @@ Llama checkpoints of Hugging Face; pair i turns by position · base^(−2i / hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,24 +54,40 @@ class Rope(nn.Module):
         return self
 
     def tables(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions` ([T] or [B, T], all < length), ready to broadcast.
+        """Cosines and signed sines of `positions` ([T] or [B, T], all < length) for `rotate`.
 
         Returns:
-            Two tensors [T, 1, E/2] or [B, T, 1, E/2] in `dtype`.
+            Two tensors [T, 1, E] or [B, T, 1, E] in `dtype`.
         """
         if length > self.cos.shape[0]:
             self.grow(min(self.max_seq_len, max(length, 2 * self.cos.shape[0])))
         cos, sin = self.cos[positions], self.sin[positions]
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return cos.unsqueeze(-2).to(dtype), sin.unsqueeze(-2).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of channels of x [B, T, H, E] by its angle: [B, T, H, E]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat(
-        (
-            torch.addcmul(first * cos, second, sin, value=-1),
-            torch.addcmul(second * cos, first, sin),
-        ),
-        dim=-1,
-    )
+    out: Tensor = _Rotate.apply(x, cos, sin)
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation; its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
+    return (x * cos).add_(swapped.mul_(sin))

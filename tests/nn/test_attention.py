@@ -104,9 +104,7 @@ def _qkv(
 
 @pytest.mark.parametrize("length", [2, 127, 128, 129, 300, 520])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
-def test_blockwise_equals_the_kernel_with_gradients(
-    length: int, heads: int, kv_heads: int
-) -> None:
+def test_blockwise_equals_the_kernel_with_gradients(length: int, heads: int, kv_heads: int) -> None:
     q, k, v = _qkv(2, heads, kv_heads, length, torch.float32)
     kernel = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     reference = kernel.transpose(1, 2).flatten(2)
