@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_COUNTED_TOKENS = 16_000_000  # about 1 GB of memory and 20 s
 MAX_XZ_BYTES = 32 << 20  # of training text, about 20 s
 SEPARATOR = b"\0"  # stands where the model reads end-of-text; cleaned text never holds it
-ORDER, ORDER_OF_CHARACTERS = 5, 8
+ORDER, ORDER_OF_CHARACTERS = 5, 7
 CHARACTER_BYTES = 2.0  # tokens that are shorter than this on average are as good as characters
 
 
@@ -78,7 +78,7 @@ def kneser_ney(
         train: The training tokens.
         held_out: The held-out documents.
         tokenizer: That of the model.
-        order: None for 5, or 8 where tokens are about as short as characters.
+        order: None for 5, or 7 where tokens are about as short as characters.
 
     Raises:
         DataError: There is no held-out text.

@@ -8,7 +8,8 @@ first is scored exactly once:
 
 "windows" cuts the stream into pieces of seq_len tokens; a token sees those before it in its piece,
 and the first one sees the last of the piece before. "stride" moves a window of seq_len tokens on by
-`stride` and scores only the new ones, so that each sees at least seq_len − stride before it.
+`stride` and scores only the new ones, so that each sees at least seq_len − stride before it; with a
+stride of seq_len it is the same as "windows".
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def perplexity(
 
     Raises:
         DataError: The data cannot be read, or holds no text.
-        UsageError: seq_len or stride is out of range.
+        UsageError: Unknown rule, or seq_len or stride is out of range.
     """
     texts: Iterable[str] = data if not isinstance(data, (str, Path)) else _read(Path(data), text)
     source = TokenSource(tokenizer, texts)
@@ -122,7 +123,10 @@ def perplexity(
         raise DataError(
             f"{data if isinstance(data, (str, Path)) else 'the data'} holds no text to score"
         )
-    said += f"; {source.documents:,} documents, each with its end-of-text token"
+    said += (
+        f"; {source.documents:,} documents laid end to end behind a begin-of-text token, "
+        "each with its end-of-text token, which is scored too"
+    )
     if source.unknown:
         said += (
             f"; {source.unknown:,} tokens are unknown words, which hide text: bits per byte "
@@ -150,19 +154,21 @@ def score_tokens(
         Nats, scored tokens, and the rule in words.
 
     Raises:
-        UsageError: seq_len or stride is out of range.
+        UsageError: Unknown rule, or seq_len or stride is out of range.
     """
     limit = model.config.max_seq_len
     seq_len = limit if seq_len is None else seq_len
     if not 1 <= seq_len <= limit:
         raise UsageError(f"seq_len {seq_len} is not between 1 and the model's context of {limit}")
     if rule == "windows":
-        step, said = seq_len, f"separate windows of {seq_len} tokens"
-    else:
+        step, said = seq_len, f"separate windows of {seq_len} tokens, after one token of context"
+    elif rule == "stride":
         step = max(1, seq_len // 2) if stride is None else stride
         if not 1 <= step <= seq_len:
             raise UsageError(f"stride {step} is not between 1 and seq_len {seq_len}")
         said = f"windows of {seq_len} tokens, moved on by {step}, the new ones scored"
+    else:
+        raise UsageError(f"unknown rule {rule!r}", fix="known: windows, stride")
     nats, tokens = 0.0, 0
     was_training = model.training
     model.eval()
@@ -203,7 +209,7 @@ class TokenSource:
 
 
 def _read(path: Path, config: TextConfig | None) -> Iterator[str]:
-    return (document.text for document in read(path, config or TextConfig()))
+    return (document.text for document in read(path, config=config or TextConfig()))
 
 
 def _some(texts: Iterable[str], count: int) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Chunk, Generation, Generator
+from inkstone.tokenizers.chat import check_messages
 
 Message = dict[str, str]
 
@@ -110,11 +111,12 @@ class Conversation:
 
     def _fitting(self, messages: list[Message], config: SamplingConfig) -> tuple[list[int], int]:
         """Ids of the conversation, and how many of its first messages had to be left out."""
+        check_messages([*messages[:1], *messages[1:][-MAX_KEPT:]])
         context = self.generator.max_seq_len
         room = context - min(config.max_tokens, context // ROOM_SHARE)
-        head = [m for m in messages[:1] if m.get("role") == "system"]
+        head = [m for m in messages[:1] if m["role"] == "system"]
         # what is kept starts with something that the person said
-        starts = [i for i, m in enumerate(messages) if i > len(head) and m.get("role") == "user"]
+        starts = [i for i, m in enumerate(messages) if i > len(head) and m["role"] == "user"]
         if len(messages) <= MAX_KEPT:
             starts.insert(0, len(head))
         starts = [i for i in starts if i >= len(messages) - MAX_KEPT] or [len(head)]

@@ -22,23 +22,24 @@ class StopMatcher:
         """Take new text and give what is certainly part of the answer.
 
         Once a stop text has appeared, `stopped` is True and nothing more is given. Of several, the
-        one that begins first counts.
+        one that begins first counts, so the answer does not depend on how the text was cut.
         """
         if self.stopped or not self.stops:
             return "" if self.stopped else text
-        text = self._held + text
-        found = [place for place in map(text.find, self.stops) if place >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = self._undecided(text)
-        self._held = text[keep:]
-        return text[:keep]
+        return self._pass_on(self._held + text, final=False)
 
     def flush(self) -> str:
         """The end came first: what was held back belongs to the answer."""
-        held, self._held = self._held, ""
-        return held
+        return "" if self.stopped else self._pass_on(self._held, final=True)
+
+    def _pass_on(self, text: str, *, final: bool) -> str:
+        found = min((p for p in map(text.find, self.stops) if p >= 0), default=len(text))
+        keep = len(text) if final else self._undecided(text)
+        if found < len(text) and found <= keep:
+            self.stopped, self._held = True, ""
+            return text[:found]
+        self._held = text[keep:]
+        return text[:keep]
 
     def _undecided(self, text: str) -> int:
         """Where the longest ending that begins a stop text starts; the length if there is none."""

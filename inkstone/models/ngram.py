@@ -264,6 +264,8 @@ def _level(gram: _Grams, longer: _Grams | None, n: int, config: Config) -> _Leve
     counts = gram.counts
     if longer is not None:
         distinct = np.bincount(longer.suffixes, minlength=len(gram.keys))
+        if config.boundary_id is None and len(gram.ranks):
+            distinct[gram.ranks[0]] += 1  # the start of the stream precedes, too
         counts = np.where(gram.from_boundary, counts, distinct)
     elif n == 1 and config.boundary_id is not None:
         counts = counts.copy()
