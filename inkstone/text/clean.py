@@ -1,246 +1,238 @@
-"""Raw files to cleaned documents, in two stores that share no near-duplicate: train and valid."""
+"""Raw files to cleaned documents in two stores that share no near-duplicate: train and valid.
+
+One pass reads, normalises, drops what is empty or equal to an earlier document, and writes the rest
+to a spool on disk, with signatures. Then near-duplicates are found and the spool is dealt out. So
+memory does not grow with the text, only by about 120 bytes for each document that is kept, and the
+disk holds the text twice for a moment.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.metadata
+import struct
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from inkstone.config import Progress
 from inkstone.errors import DataError
-from inkstone.files import atomic_folder
+from inkstone.files import atomic_folder, write_json
 from inkstone.text.config import TextConfig
-from inkstone.text.dedup import ExactIndex, NearIndex, fingerprint
 from inkstone.text.document import Document
+from inkstone.text.files import STDIN, Data, find_files
+from inkstone.text.log import ReadLog
+from inkstone.text.near import NearDuplicates
 from inkstone.text.normalize import normalize
-from inkstone.text.readers import Source, find_files, read
-from inkstone.text.store import StoreWriter
+from inkstone.text.readers import read_files
+from inkstone.text.statistics import TextStatistics
+from inkstone.text.store import DocumentStore, StoreWriter
+from inkstone.text.streams import open_file
 
-BATCH_DOCUMENTS, BATCH_CHARS = 256, 1 << 19
-EXACT, NEAR, EMPTY, SHORT = "exact duplicates", "near-duplicates", "empty", "too short"
-BOTH_SIDES = "near both sides of the split"
+__all__ = ["TextStatistics", "clean", "content_hash"]
 
-
-@dataclass(frozen=True)
-class TextStatistics:
-    """What was read, kept and dropped, and why. Bytes are UTF-8 of the documents' text."""
-
-    documents_read: int
-    documents_kept: int
-    bytes_read: int
-    bytes_kept: int
-    dropped: dict[str, int]
-    train_documents: int
-    valid_documents: int
-    train_bytes: int
-    valid_bytes: int
-    skipped: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One line that a person can check."""
-        dropped = ", ".join(f"{n:,} {why}" for why, n in sorted(self.dropped.items())) or "none"
-        skipped = f"; skipped {len(self.skipped):,} damaged" if self.skipped else ""
-        return (
-            f"{self.documents_read:,} documents ({_size(self.bytes_read)}) read; "
-            f"kept {self.documents_kept:,} ({_size(self.bytes_kept)}); dropped: {dropped}"
-            f"{skipped}; {self.train_documents:,} to train on, {self.valid_documents:,} held out "
-            f"({_size(self.valid_bytes)})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> TextStatistics:
-        """What `to_dict` gave.
-
-        Raises:
-            DataError: It is something else.
-        """
-        try:
-            return cls(**raw)
-        except TypeError as error:
-            raise DataError(f"not the statistics of a cleaned corpus: {error}") from error
-
-
-def content_hash(data: Source, config: TextConfig) -> str:
-    """SHA-256 over the content of all files, in order, and the settings; never a time stamp."""
-    digest = hashlib.sha256(config.model_dump_json().encode())
-    for path in find_files(data):
-        if str(path) == "-":
-            raise DataError("stdin can be read only once", fix="save it to a file first")
-        try:
-            with open(path, "rb") as file:
-                inner = hashlib.file_digest(file, "sha256")
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}", fix="check its rights") from error
-        digest.update(path.suffix.encode("utf-8", "surrogateescape") + inner.digest())
-    return digest.hexdigest()
+EMPTY, SHORT, EXACT, NEAR = "empty", "too short", "exact duplicates", "near-duplicates"
+REASONS = (EXACT, NEAR, EMPTY, SHORT)
+PROGRESS_DOCUMENTS = 256
+_PACKAGES = ("rensa", "ftfy", "trafilatura", "pyarrow")  # that decide what comes out
 
 
 def clean(
-    data: Source | Iterable[Document],
+    data: Data | Iterable[Document],
     out: Path,
     config: TextConfig,
     *,
     progress: Progress | None = None,
 ) -> TextStatistics:
-    """Normalise, filter, de-duplicate and split documents into `out`/train and `out`/valid.
+    """Write `out`/train, `out`/valid (see `DocumentStore`) and `out`/statistics.json.
 
-    Memory does not grow with the corpus but for the tables of `dedup`. `out` appears when all is
-    done, and not before.
+    Two documents are exact duplicates when they are equal after `normalize`, apart from white space
+    at their ends (64 bits of BLAKE2b: one pair in 10^19 is taken for equal wrongly). Of a group of
+    near-duplicates the first is kept; see `near` for what that means.
+
+    Whether a document is held out depends on its content and the seed alone, so it stays on its
+    side when others come and go; with two documents or more, each side gets one. Near-duplicates
+    are always on one side.
 
     Args:
-        data: Files (see `readers.find_files`) or documents.
-        out: Folder to write; also gets statistics.json.
+        data: Files (see `files.find_files`) or documents.
+        out: A folder that appears when all is done, and not before.
         config: What to do.
-        progress: Told the bytes of text done.
+        progress: Told the bytes read, on disk.
 
     Raises:
-        DataError: A file or row is damaged, or nothing is left to train on.
+        DataError: A file is damaged, a record is bad, or nothing is left.
+        CheckpointError: `out` cannot be written.
     """
-    skipped: list[str] = []
-    if isinstance(data, (str, Path)) or _is_paths(data):
-        documents: Iterable[Document] = read(data, config, skipped=skipped)  # type: ignore[arg-type]
+    log, total = ReadLog(config), None
+    if isinstance(data, str | Path | list | tuple):
+        files = find_files(data, log=log)
+        total = _size_on_disk(files) if progress is not None else None
+        documents: Iterable[Document] = read_files(files, config=config, log=log)
     else:
         documents = data  # type: ignore[assignment]
-    with atomic_folder(out) as folder, ExitStack() as stack:
-        split = _Split(folder, config, stack)
-        for batch in _batches(documents):
-            split.take(batch)
-            if progress is not None:
-                progress(split.bytes_read, None, "bytes")
-        statistics = split.finish(skipped)
-        content = json.dumps(statistics.to_dict(), ensure_ascii=False, indent=1)
-        (folder / "statistics.json").write_text(content, encoding="utf-8")
+    with atomic_folder(out) as folder:
+        spool = folder / "spool"
+        with _Spool(spool, config) as cleaner:
+            for number, document in enumerate(documents):
+                cleaner.take(document)
+                if progress is not None and number % PROGRESS_DOCUMENTS == 0:
+                    progress(log.bytes_done if total else cleaner.bytes_read, total, "bytes")
+            statistics = cleaner.deal_out(folder, log)
+        for path in spool.iterdir():
+            path.unlink()
+        spool.rmdir()
+        write_json(folder / "statistics.json", statistics.to_dict())
     return statistics
 
 
-class _Split:
-    """Documents in, two stores out."""
+def content_hash(data: Data, config: TextConfig) -> str:
+    """SHA-256 over the files' names and contents, the settings and the versions of packages used.
 
-    def __init__(self, folder: Path, config: TextConfig, stack: ExitStack) -> None:
-        self.config = config
-        self.sides = {}
-        for name in ("train", "valid"):
-            (folder / name).mkdir()
-            self.sides[name] = StoreWriter(folder / name)
-            stack.callback(self.sides[name].close)
-        self.exact = ExactIndex()
-        self.near = NearIndex(config.near_threshold, self._fetch)
-        self.dropped: Counter[str] = Counter()
-        self.documents_read = self.bytes_read = 0
+    Names are relative to what the user named, so a moved folder has the same hash.
 
-    def take(self, batch: list[Document]) -> None:
-        config = self.config
-        texts = []
-        for document in batch:
-            text = normalize(document.text, repair=config.repair)
-            self.documents_read += 1
-            self.bytes_read += len(text) if text.isascii() else len(text.encode("utf-8"))
-            if not text or text.isspace():
-                self.dropped[EMPTY] += 1
-            elif len(text) < config.min_chars:
-                self.dropped[SHORT] += 1
-            else:
-                texts.append(text)
-        fresh = []
-        for text in texts:
-            print_ = fingerprint(text)
-            if self.exact.add(print_) or config.dedup == "none":
-                fresh.append((text, print_))
-            else:
-                self.dropped[EXACT] += 1
-        if not fresh:
-            return
-        keys = self.near.keys([text for text, _ in fresh])
-        for (text, print_), key in zip(fresh, keys, strict=True):
-            self._place(text, print_, key)
+    Raises:
+        DataError: A file cannot be read, or is stdin, which can be read only once.
+    """
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    for package in _PACKAGES:
+        digest.update(f"{package}={_version(package)};".encode())
+    log = ReadLog(config)
+    for part in [data] if isinstance(data, str | Path) else data:
+        for path in find_files(part, log=log):
+            if path == STDIN:
+                raise DataError("stdin can be read only once", fix="save it to a file first")
+            name = path.relative_to(part) if Path(part) in path.parents else Path(path.name)
+            digest.update(bytes(name) + b"\0")
+            try:
+                with open_file(path) as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+            except DataError as error:
+                log.bad(error)
+            except OSError as error:
+                log.bad(DataError(f"{path}: {error.strerror}"))
+    return digest.hexdigest()
 
-    def _place(self, text: str, print_: int, key: Any) -> None:
-        """Near an earlier document: drop it, or keep it on the same side."""
-        alike = self.near.near(key, text)
-        if alike and self.config.dedup == "near":
-            self.dropped[NEAR] += 1
-            return
-        sides = {number & 1 for number in alike}
-        if len(sides) > 1:
-            self.dropped[BOTH_SIDES] += 1
-            return
-        valid = bool(sides.pop()) if sides else self._held_out(print_)
-        store = self.sides["valid" if valid else "train"]
-        self.near.add(key, store.count * 2 + valid)
-        store.append(text)
 
-    def _fetch(self, number: int) -> str:
-        return self.sides["valid" if number & 1 else "train"][number >> 1]
+class _Spool:
+    """Documents in; after the last one, two stores out."""
 
-    def _held_out(self, print_: int) -> bool:
-        seeded = hashlib.blake2b(
-            print_.to_bytes(8, "little"), digest_size=8, key=self.config.seed.to_bytes(8, "little")
+    def __init__(self, folder: Path, config: TextConfig) -> None:
+        self._config, self._folder = config, folder
+        self._key = config.seed.to_bytes(8, "little")
+        self._seen: set[int] = set()
+        self._places = array("Q")  # where in [0, 2^64) each spooled document falls for the split
+        self._dropped: Counter[str] = Counter()
+        self._documents_read = self.bytes_read = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Spool:
+        self._writer = self._stack.enter_context(StoreWriter(self._folder))
+        self._store: DocumentStore
+        self._near: NearDuplicates | None = None
+        if self._config.dedup == "near" or self._config.valid_fraction > 0:
+            threshold = self._config.near_threshold
+            fetch = lambda number: self._store.bytes(number)  # noqa: E731 - there is no store yet
+            self._near = NearDuplicates(self._folder, threshold, fetch)
+            self._stack.callback(self._near.close)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def take(self, document: Document) -> None:
+        """Normalise a document; spool it unless it is to be dropped."""
+        config, given = self._config, document.text
+        text = normalize(given, repair=config.repair)
+        data = text.encode("utf-8")
+        self._documents_read += 1
+        self.bytes_read += (
+            len(data) if text is given else len(given.encode("utf-8", "surrogatepass"))
         )
-        share = int.from_bytes(seeded.digest(), "little") / 2**64
-        return share < self.config.valid_fraction
+        if not text or text.isspace():
+            self._dropped[EMPTY] += 1
+            return
+        if len(text) < config.min_chars:
+            self._dropped[SHORT] += 1
+            return
+        digest = hashlib.blake2b(data.strip(), digest_size=16, key=self._key).digest()
+        fingerprint, place = struct.unpack("<QQ", digest)
+        if config.dedup != "none":
+            if fingerprint in self._seen:
+                self._dropped[EXACT] += 1
+                return
+            self._seen.add(fingerprint)
+        self._places.append(place)
+        self._writer.add(data, document.source, document.index)
+        if self._near is not None:
+            self._near.add(data)
 
-    def finish(self, skipped: list[str]) -> TextStatistics:
-        train, valid = self.sides["train"], self.sides["valid"]
-        kept = train.count + valid.count
-        if kept == 0:
-            raise DataError(
-                f"nothing to train on: {self.documents_read:,} documents read, none kept "
-                f"({dict(self.dropped) or 'all files are empty'})",
-                fix="check the path, text.field and text.min_chars",
-            )
-        if kept > 1 and self.config.valid_fraction > 0:  # each side gets one document at least
-            if valid.count == 0:
-                valid.append(train.pop())
-            elif train.count == 0:
-                train.append(valid.pop())
-        elif train.count == 0:
-            train.append(valid.pop())
-        for store in (train, valid):
-            store.close()
-        return TextStatistics(
-            documents_read=self.documents_read,
-            documents_kept=kept,
+    def deal_out(self, out: Path, log: ReadLog) -> TextStatistics:
+        """Find the near-duplicates, and copy what is kept to its side."""
+        self._seen.clear()
+        self._writer.finish()
+        self._store = store = DocumentStore(self._folder)
+        first = np.arange(len(store)) if self._near is None else self._near.groups()
+        kept = np.ones(len(store), bool)
+        if self._config.dedup == "near":
+            kept = first == np.arange(len(store))
+            self._dropped[NEAR] = len(store) - int(kept.sum())
+        places = np.array(self._places, np.uint64)[first]
+        held_out = hold_out(places[kept], self._config.valid_fraction)
+        with StoreWriter(out / "train") as train, StoreWriter(out / "valid") as valid:
+            numbers = np.flatnonzero(kept)
+            for record, side in zip(store.records(numbers), held_out, strict=True):
+                (valid if side else train).add(*record)
+        statistics = TextStatistics(
+            documents_read=self._documents_read,
+            documents_kept=len(numbers),
             bytes_read=self.bytes_read,
             bytes_kept=train.n_bytes + valid.n_bytes,
-            dropped=dict(self.dropped),
-            train_documents=train.count,
-            valid_documents=valid.count,
+            dropped={why: self._dropped[why] for why in REASONS if self._dropped[why]},
+            train_documents=train.n_documents,
+            valid_documents=valid.n_documents,
             train_bytes=train.n_bytes,
             valid_bytes=valid.n_bytes,
-            skipped=skipped,
+            skipped=dict(sorted(log.skipped.items())),
+            examples=log.examples,
         )
+        if not len(numbers):
+            raise DataError(
+                f"no text is left: {statistics.line()}",
+                fix="check the path, and text.field, text.min_chars and text.on_error",
+            )
+        return statistics
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Groups small enough to hold, large enough to vectorise."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def hold_out(places: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which documents are held out: those whose place in [0, 2^64) is in the first `fraction`.
+
+    Documents with equal places stay together. If there are two places, both sides get one.
+    """
+    held_out = places < np.uint64(round(fraction * 2**64))
+    if fraction > 0 and len(places) and places.min() < places.max():
+        held_out |= places == places.min()
+        held_out &= places != places.max()
+    elif len(places):
+        held_out[:] = False  # what there is, is for training
+    return held_out
 
 
-def _is_paths(data: Any) -> bool:
-    return isinstance(data, (list, tuple)) and all(isinstance(p, (str, Path)) for p in data)
+def _size_on_disk(files: list[Path]) -> int | None:
+    try:
+        return sum(path.stat().st_size for path in files if path != STDIN) or None
+    except OSError:
+        return None  # the reader says what is wrong
 
 
-def _size(count: int) -> str:
-    value, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

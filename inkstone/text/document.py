@@ -11,11 +11,11 @@ class Document:
 
     Attributes:
         text: Its characters.
-        source: Path of the file, or a name such as `<stdin>`.
-        index: Its number in that file: the line of a .jsonl, the row of a table, the piece of a
-            text file; from 1.
+        source: Path of the file (printable; odd bytes are escaped), or a name such as `<stdin>`.
+        index: Its number in that file, from 1: the line of a .jsonl, .csv or .tsv, the row of a
+            .parquet, the line or piece of a .txt. 0: the document is the whole file.
     """
 
     text: str
     source: str
-    index: int = 1
+    index: int = 0

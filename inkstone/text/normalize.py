@@ -1,4 +1,16 @@
-"""One spelling for equal text."""
+"""One spelling for equal text.
+
+- Unicode NFC (Unicode Standard Annex 15): é is one code point.
+- Line ends (CR, CRLF, NEL, vertical tab, form feed, U+2028, U+2029) become \\n.
+- Control characters are removed, but tab and newline: C0, DEL, C1, and lone surrogates.
+- Invisible characters that say nothing about the text are removed: zero-width space, word joiner,
+  byte-order mark, soft hyphen, and the bidirectional embeddings, overrides and isolates, which can
+  make a text read differently from what it holds (CVE-2021-42574). Zero-width joiner and
+  non-joiner and the direction marks stay: Persian, Indic scripts and emoji are wrong without them.
+
+Tokens such as `<|endoftext|>` are plain text here and stay; the tokenizer never makes a control
+token of them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +19,19 @@ import unicodedata
 
 from inkstone import registry
 
-# C0 and C1 controls but tab and newline, the byte-order mark, and lone surrogates. Zero-width
-# joiners and bidirectional marks stay: scripts and emoji need them.
-_UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
-_NEWLINES = re.compile("\r\n?|\x85|\u2028|\u2029")
+_CONTROLS = bytes(sorted({*range(32), 127} - {9, 10}))
+_INVISIBLE = "\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069"
+_NEWLINES = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_REMOVED = re.compile(f"[\x00-\x08\x0e-\x1f\x7f-\x9f{_INVISIBLE}\ud800-\udfff]+")
+_ASCII_NEWLINES = re.compile("\r\n?|[\x0b\x0c]")
 
 
 def normalize(text: str, *, repair: bool = False) -> str:
-    """Unicode NFC, newlines as \\n, no control characters; doing it twice changes nothing.
+    """Equal text in one spelling (see the module); doing it twice changes nothing.
 
     Args:
         text: Any string.
-        repair: Mend mojibake ("cafÃ©" → "café") with ftfy.
+        repair: First mend mojibake ("cafÃ©" → "café") with ftfy.
 
     Raises:
         MissingExtraError: `repair` without the extra `data`.
@@ -26,8 +39,18 @@ def normalize(text: str, *, repair: bool = False) -> str:
     if repair:
         text = registry.extra("ftfy", "data").fix_encoding(text)
     if text.isascii():
-        if "\r" in text:
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return text if text.isprintable() else _UNWANTED.sub("", text)
-    text = _UNWANTED.sub("", _NEWLINES.sub("\n", text))
+        return _normalize_ascii(text)
+    text = _REMOVED.sub("", _NEWLINES.sub("\n", text))
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _normalize_ascii(text: str) -> str:
+    """Most text has nothing to change; bytes find that out fastest."""
+    raw = text.encode("ascii")
+    clean = raw.translate(None, _CONTROLS)
+    if len(clean) == len(raw):
+        return text
+    if b"\r" in raw or b"\x0b" in raw or b"\x0c" in raw:
+        raw = _ASCII_NEWLINES.sub("\n", text).encode("ascii")
+        clean = raw.translate(None, _CONTROLS)
+    return clean.decode("ascii")
