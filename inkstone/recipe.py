@@ -64,25 +64,31 @@ class EvaluationSection(Section):
     """How the finished model is scored on the held-out documents."""
 
     rule: Literal["windows", "stride"] = "windows"
-    stride: int | None = Field(None, ge=1, le=1 << 24)
+    stride: int | None = Field(default=None, ge=1, le=1 << 24)
     baselines: bool = True
-    prompts: tuple[str, ...] = Field((), description="sample prompts; empty: taken from held-out")
-    samples: int = Field(3, ge=0, le=100)
-    sample_tokens: int = Field(120, ge=1, le=1 << 16)
-    live_tokens: int | None = Field(None, ge=1, description="held-out tokens a look in training")
-    max_tokens: int | None = Field(None, ge=1, description="held-out tokens of the last score")
+    prompts: tuple[str, ...] = Field(
+        default=(), description="sample prompts; empty: taken from held-out"
+    )
+    samples: int = Field(default=3, ge=0, le=100)
+    sample_tokens: int = Field(default=120, ge=1, le=1 << 16)
+    live_tokens: int | None = Field(
+        default=None, ge=1, description="held-out tokens a look in training"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="held-out tokens of the last score"
+    )
 
 
 class Recipe(Section):
     """Everything that decides a run. Sections belong to the rooms that use them."""
 
-    data: DataSection = DataSection()
-    text: TextConfig = TextConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    corpus: CorpusConfig = CorpusConfig()
-    model: ModelSection = ModelSection()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationSection = EvaluationSection()
+    data: DataSection = Field(default_factory=DataSection)
+    text: TextConfig = Field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
+    model: ModelSection = Field(default_factory=ModelSection)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
 
     def to_toml(self, notes: Mapping[str, str] | None = None) -> str:
         """The recipe as TOML that `load` reads back equal.
@@ -255,7 +261,8 @@ def _check_model(section: ModelSection, where: str, text: str) -> None:
     for key, value in section.fields.items():
         if key not in known:
             raise _unknown(f"model.{key}", key, ["family", *known], where, text)
-        check: TypeAdapter[Any] = TypeAdapter(Annotated[known[key].annotation, known[key]])
+        kind: Any = Annotated[known[key].annotation, known[key]]
+        check: TypeAdapter[Any] = TypeAdapter(kind)
         try:
             check.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
@@ -289,8 +296,9 @@ def _misfit(section: str, key: str, value: Any, reason: str, where: str, text: s
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     name = f"{section}.{key}" if key else f"[{section}]"
     reason = reason.removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
     return RecipeError(
-        f"{where}{_line_of(text, section, key)}: {name} = {shown}: {reason[:1].lower()}{reason[1:]}",
+        f"{where}{_line_of(text, section, key)}: {name} = {shown}: {reason}",
         fix=f"set {name} to a value that fits, or leave it out to have one chosen",
     )
 

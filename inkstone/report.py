@@ -100,7 +100,7 @@ def curve(train: Points, valid: Points) -> Curve | None:
     values = sorted(y for _, y in [*train, *valid])
     low = values[0]
     high = values[min(len(values) - 1, round(0.99 * len(values)))]  # a spike must not flatten all
-    span = max(high - low, 1e-6)
+    span = max(high - low, 0.01)
     low, high = max(0.0, low - 0.05 * span), high + 0.02 * span
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -113,7 +113,7 @@ def curve(train: Points, valid: Points) -> Curve | None:
         train=_path([place(x, y) for x, y in train]),
         valid=dots,
         valid_line=_path(dots),
-        x_ticks=[(place(x, low)[0], f"{x:,.0f}") for x in ticks(0, last)],
+        x_ticks=[(place(x, low)[0], f"{x:,.0f}") for x in ticks(0, max(1.0, last)) if x == int(x)],
         y_ticks=[(place(0, y)[1], f"{y:g}") for y in ticks(low, high)],
     )
 
@@ -128,9 +128,9 @@ def thin(points: Points) -> Points:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers between two values."""
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
-    step = next(s for s in (step / 10, step / 5, step / 4, step / 2, step) if (high - low) / s <= 6)
+    """About five round numbers from `low` to `high`, which is larger."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    step = next(s for s in (power * m for m in (0.2, 0.25, 0.5, 1, 2)) if (high - low) / s <= 6)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 SHARED_DATA = Path(
-    os.environ.get(
-        "INKSTONE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"
-    )
+    os.environ.get("INKSTONE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 )
 
 

@@ -22,11 +22,18 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SIDEWAYS = {  # rooms of one layer that may use one another
-    frozenset({"registry", "errors"}), frozenset({"files", "errors"}), frozenset({"config", "errors"}),
-    frozenset({"device", "errors"}), frozenset({"device", "config"}),
+    frozenset({"registry", "errors"}),
+    frozenset({"files", "errors"}),
+    frozenset({"config", "errors"}),
+    frozenset({"device", "errors"}),
+    frozenset({"device", "config"}),
     frozenset({"planning", "evaluation"}),
-    frozenset({"pipeline", "recipe"}), frozenset({"pipeline", "report"}),
-    frozenset({"__main__", "cli"}), frozenset({"api", "pipeline"}), frozenset({"api", "recipe"}), frozenset({"report", "recipe"}),
+    frozenset({"pipeline", "recipe"}),
+    frozenset({"pipeline", "report"}),
+    frozenset({"__main__", "cli"}),
+    frozenset({"api", "pipeline"}),
+    frozenset({"api", "recipe"}),
+    frozenset({"report", "recipe"}),
     frozenset({"recipe", "recipes"}),
 }
 
@@ -43,9 +50,7 @@ def _imported_rooms(path: Path) -> set[str]:
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             base = node.module or ""
-            modules = (
-                [f"inkstone.{a.name}" for a in node.names] if base == "inkstone" else [base]
-            )
+            modules = [f"inkstone.{a.name}" for a in node.names] if base == "inkstone" else [base]
         else:
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative import: {path}"
             continue

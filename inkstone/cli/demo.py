@@ -17,13 +17,13 @@ def command(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a small model in three minutes, without any data or network.
+    """Train a small model in three minutes: no data, no network.
 
     The text is the English prose that Python itself carries: its documentation and docstrings.
     """
     from inkstone.cli.session import free_name, run_training
 
     run_training(
-        None, ["data.embedded=python-prose"], data=None, minutes=minutes, run=free_name(run),
+        None, ["data.embedded=python-prose"], data=None, minutes=minutes, run=str(free_name(run)),
         resume=None, cache=cache, device=device, json=json, quiet=quiet,
     )  # fmt: skip

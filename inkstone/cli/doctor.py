@@ -20,7 +20,10 @@ def command(
     seconds: Annotated[float, typer.Option(min=0.05, help="Time spent measuring.")] = 1.5,
     json: options.Json = False,
 ) -> None:
-    """Report Python, torch, cores, instruction sets, measured speed, memory, disk and extras."""
+    """Report what this machine is, how fast, and what that implies.
+
+    Python, torch, cores, instruction sets, measured rates, memory, disk, extras.
+    """
     import json as encoder
 
     facts = gather(device, seconds)

@@ -19,7 +19,10 @@ def command(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Perplexity and bits per byte of a whole text, with the rule they were computed by."""
+    """Measure perplexity and bits per byte of a whole text.
+
+    The rule that they were computed by is printed with them.
+    """
     import json as encoder
 
     from inkstone import api

@@ -60,8 +60,9 @@ def command(
         else:
             print("\n\n".join(printable(text + x.text) for x in results))
         return
+    pieces = model.stream(text, **settings)  # what cannot be is refused before anything is shown
     sys.stdout.write(printable(text))
-    for piece in model.stream(text, **settings):
+    for piece in pieces:
         sys.stdout.write(printable(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

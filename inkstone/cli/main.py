@@ -6,12 +6,13 @@ Command modules import nothing heavy at the top, so that `inkstone --help` answe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,11 +92,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     return int(code or 0)
 
 
-def _watch_signals() -> dict[signal.Signals, signal.Handlers | object]:
+def _watch_signals() -> dict[signal.Signals, Any]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Terminated(signum)
 
-    before: dict[signal.Signals, signal.Handlers | object] = {}
+    before: dict[signal.Signals, Any] = {}
     try:
         for signum in (signal.SIGTERM, signal.SIGHUP):
             before[signum] = signal.signal(signum, stop)
@@ -106,7 +107,5 @@ def _watch_signals() -> dict[signal.Signals, signal.Handlers | object]:
 
 def _silence_stdout() -> None:
     """Let the interpreter's own last flush go nowhere instead of failing again."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass

@@ -96,7 +96,8 @@ class LiveObserver(Observer):
         key_width = max((len(x.key) for x in choices), default=0)
         for choice in choices:
             self._say(
-                (f"    {choice.key:{key_width}}  ", "cyan"), (f"{show(choice.value):>10}  ", "bold"),
+                (f"    {choice.key:{key_width}}  ", "cyan"),
+                (f"{show(choice.value):>10}  ", "bold"),
                 (printable(choice.reason), "dim"),
             )  # fmt: skip
 
@@ -128,13 +129,12 @@ class LiveObserver(Observer):
         from rich.text import Text
 
         known = total is not None and math.isfinite(total) and done is not None
-        bar = ProgressBar(total=total if known else 1, completed=done if known else 0,
-                          pulse=not known, width=28)  # fmt: skip
+        share = done / total if known and done is not None and total else 0.0
+        bar = ProgressBar(total=1.0, completed=share, pulse=not known, width=28)
         grid = Table.grid(padding=(0, 1))
         label = Text(f"  {self._stage:{WIDTH}}", style="bold")
         if wide:
-            share = f"{100 * (done or 0) / total:.0f}%" if known and total else ""
-            grid.add_row(label, bar, Text(share))
+            grid.add_row(label, bar, Text(f"{share:.0%}" if known else ""))
             return Group(grid, Text(f"  {text}", no_wrap=True, overflow="ellipsis"))
         grid.add_row(label, bar, Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
         return grid

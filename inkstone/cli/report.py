@@ -13,7 +13,7 @@ def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     json: options.Json = False,
 ) -> None:
-    """Write RUN/report.html from what the run recorded, and print its path."""
+    """Write RUN/report.html again, and print its path."""
     import json as encoder
     from pathlib import Path
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from inkstone.models import llama
 from inkstone.models._weights import Weight
+from inkstone.nn.attention import View
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding
 
@@ -69,25 +70,25 @@ class Model(llama.Model):
         if not self.ngrams.weight.is_meta:
             nn.init.zeros_(self.ngrams.weight)
 
-    def embed_tokens(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
-        """Token embedding plus one hashed vector an order: [B, T] → [B, T, D]."""
-        length = input_ids.shape[1]
-        x = super().embed_tokens(input_ids, attention_mask, cache)
+    def embed_tokens(self, input_ids: Tensor, view: View, cache: KVCache | None) -> Tensor:
+        """Token embedding plus one hashed vector an order: [B, T] → [B, T, D].
+
+        Position p has p tokens before it, whatever its column; further back lies empty space.
+        """
+        length, buckets = input_ids.shape[1], self.config.ngram_buckets
+        x = super().embed_tokens(input_ids, view, cache)
         ids = input_ids
-        if attention_mask is not None:  # padding hashes like the empty space before a text
-            ids = ids.masked_fill(~attention_mask[:, -length:].bool(), -1)
         if cache is not None:
             assert isinstance(cache, RememberingCache)
             ids = cache.remember(ids)
-        total, buckets = ids.shape[1], self.config.ngram_buckets
-        ids = ids + 1  # 0 is the empty space
-        key, rows = ids, []
+        ids = F.pad(ids + 1, (self.config.ngram_order - 1, 0))  # 0 is the empty space
+        total = ids.shape[1]
+        key, rows = ids[:, -length:], []
         for order in range(self.config.ngram_order - 1):
-            earlier = F.pad(ids, (order + 1, 0))[:, :total]
+            earlier = ids[:, total - length - order - 1 : total - order - 1]
+            earlier = earlier.masked_fill(view.positions <= order, 0)
             key = (key * 31337 + earlier * (7919 + 2 * order)) % PRIME
-            rows.append(key[:, -length:] % buckets + order * buckets)
+            rows.append(key % buckets + order * buckets)
         return x + self.ngrams(torch.stack(rows), self.compute_dtype).sum(0)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:

@@ -194,9 +194,7 @@ class Model(nn.Module):
                 if not linear.weight.is_meta:  # type: ignore[union-attr]
                     linear.weight.div_(math.sqrt(2 * self.config.n_layers))  # type: ignore
 
-    def embed_tokens(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+    def embed_tokens(self, input_ids: Tensor, view: View, cache: KVCache | None) -> Tensor:
         """[B, T] → [B, T, D]; a family with richer inputs (`hashgram`) adds to it."""
         return self.embed(input_ids, self.compute_dtype)
 
@@ -219,7 +217,7 @@ class Model(nn.Module):
             positions=positions,
             window=self.config.sliding_window,
         )
-        x = self.embed_tokens(input_ids, attention_mask, cache)
+        x = self.embed_tokens(input_ids, view, cache)
         angles = self.rope.tables(view.positions, view.length, self.compute_dtype)
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():

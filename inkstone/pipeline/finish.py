@@ -143,7 +143,8 @@ def _limited(prepared: Prepared, max_tokens: int | None) -> list[str]:
     assert prepared.valid is not None
     per_token = prepared.valid.n_bytes / max(1, prepared.valid.n_tokens)
     room = max_tokens * per_token if max_tokens is not None else float("inf")
-    texts, size = [], 0
+    texts: list[str] = []
+    size = 0
     for text in _held_out(prepared):
         if texts and size > room:
             break

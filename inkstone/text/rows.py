@@ -22,12 +22,13 @@ def read_jsonl(file: Opened) -> Iterator[Document]:
     one they take. NaN and Infinity are let pass in other fields: they do not touch the text.
     """
     field, name = file.config.field, file.name
-    parse = json.JSONDecoder(object_pairs_hook=_no_duplicates).decode
+    parse = json.JSONDecoder(object_pairs_hook=_no_duplicates).raw_decode
     for number, line in numbered_lines(file):
-        if line.isspace():
+        line = line.strip()
+        if not line:
             continue
         try:
-            text = _text(_parse(parse, line, name, number), field, f"{name}, line {number}")
+            text = _text(_parse(parse, line, name, number), field, name, number)
         except DataError as error:
             file.bad(error)
         else:
@@ -36,8 +37,11 @@ def read_jsonl(file: Opened) -> Iterator[Document]:
 
 def _parse(parse: Any, line: bytes, name: str, number: int) -> Mapping[str, Any]:
     where = f"{name}, line {number}"
+    text = decode(line, name, number)
     try:
-        row = parse(decode(line, name, number))
+        row, end = parse(text)
+        if end != len(text):
+            raise ValueError(f"more text after the object, at character {end + 1}")
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply", fix="remove the line") from error
     except ValueError as error:
@@ -60,15 +64,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def _text(row: Mapping[str, Any], field: str, name: str, number: int) -> str:
     value = row.get(field)
-    if isinstance(value, str):
-        if not value.isascii() and _has_surrogate(value):
-            raise DataError(
-                f"{where}: field {field!r} holds half of a surrogate pair (an emoji cut in two?)",
-                fix=r"remove the lone \ud800…\udfff escape",
-            )
+    if isinstance(value, str) and (value.isascii() or not _has_surrogate(value)):
         return value
+    where = f"{name}, line {number}"
+    if isinstance(value, str):
+        raise DataError(
+            f"{where}: field {field!r} holds half of a surrogate pair (an emoji cut in two?)",
+            fix=r"remove the lone \ud800…\udfff escape",
+        )
     if field not in row:
         raise missing_field(field, row, where)
     if value is None:

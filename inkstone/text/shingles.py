@@ -17,45 +17,48 @@ WORDS = 5
 PART_BYTES = 1 << 17  # longer documents are hashed in parts, so that arrays stay in the cache
 U32 = np.uint32
 _BASE = 0x9E3779B1  # odd, so it has an inverse modulo 2^32
-_WIDE_CHARACTER = 0xE0  # first byte of a character of three or more bytes
-_FOLD = bytes(
-    byte if byte >= 128 else ord(chr(byte).lower()) if chr(byte).isalnum() else 0
-    for byte in range(256)
+_LETTER, _WIDE = 1, 2  # a byte inside of a word, and the first byte of a wide character
+_NO_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
+_FOLD = bytes(range(128)).lower() + bytes(range(128, 256))
+_KIND = bytes(
+    0 if byte in _NO_LETTERS else _WIDE if byte >= 0xE0 else _LETTER for byte in range(256)
 )
-_VALUES = (np.random.default_rng(5).integers(0, 2**32, 256, dtype=U32) | U32(1)).astype(U32)
 
 
-def shingles(
-    texts: Sequence[bytes | memoryview],
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+def shingles(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Hashes of the shingles of some texts (UTF-8), one after another, in order of appearance.
 
-    A shingle's hash is a polynomial over the bytes of its words. Those of all shingles are
+    A shingle's hash is a polynomial over the letters of its words. Those of all shingles are
     differences of prefix sums, so every byte is touched once.
 
     Returns:
         Hashes [N], and offsets [len(texts) + 1]: where each text's begin.
     """
-    raw = np.frombuffer(b" ".join([*texts, b""]).translate(_FOLD), np.uint8)
-    inside = raw != 0
-    starts = raw >= _WIDE_CHARACTER
-    np.logical_or(starts[1:], inside[1:] > inside[:-1], out=starts[1:])
-    starts[:1] |= inside[:1]
-    letters = raw[inside]
-    first = np.flatnonzero(starts[inside])  # of each word, among the letters
+    raw = b" ".join([*texts, b""])
+    kinds = np.frombuffer(raw.translate(_KIND), np.uint8)
+    starts = kinds == _WIDE
+    starts[1:] |= kinds[1:] > kinds[:-1]  # after a separator; a wide character is a start anyway
+    starts[:1] |= kinds[:1] > 0
+    ends = kinds > 0
+    ends[:-1] &= starts[1:] | (kinds[1:] == 0)
+    first = np.flatnonzero(starts)
+    lengths = np.flatnonzero(ends) - first + 1
+    bounds = np.zeros(len(first) + 1, np.int64)  # of the words among all letters
+    np.cumsum(lengths, out=bounds[1:])
+    letters = np.frombuffer(raw.translate(_FOLD, _NO_LETTERS), np.uint8)
     power, inverse = _powers(len(letters))
     prefix = np.zeros(len(letters) + 1, U32)
-    np.cumsum(_VALUES[letters] * power, out=prefix[1:])
-    bounds = np.append(first, len(letters))
+    np.cumsum(letters * power, out=prefix[1:])
+    at_bounds = prefix[bounds]
 
-    ends = np.cumsum([len(text) + 1 for text in texts])
-    words = np.zeros(len(texts) + 1, np.int64)  # before the end of each text
-    words[1:] = np.searchsorted(np.flatnonzero(starts), ends)
     count = max(0, len(first) - WORDS + 1)
-    begin, end = bounds[:count], bounds[WORDS:]
-    hashes = _mix((prefix[end] - prefix[begin]) * inverse[begin])
+    begin = bounds[:count]
+    hashes = _mix((at_bounds[WORDS:] - at_bounds[:count]) * inverse[begin])
 
     # the last four words of a text begin no shingle
+    text_ends = np.cumsum([len(text) + 1 for text in texts])
+    words = np.zeros(len(texts) + 1, np.int64)
+    words[1:] = np.searchsorted(first, text_ends)  # before the end of each text
     whole = np.ones(count, bool)
     for back in range(1, WORDS):
         at = words[1:] - back

@@ -55,9 +55,8 @@ class DocumentStore:
             self._expect("documents.bin", self._size)
             self._expect("offsets.bin", 8 * (count + 1))
             self._expect("origins.bin", 16 * count)
-            self.offsets: npt.NDArray[np.uint64] = np.memmap(
-                self.folder / "offsets.bin", "<u8", "r"
-            )
+            offsets = np.memmap(self.folder / "offsets.bin", "<u8", "r")
+            self.offsets: npt.NDArray[np.uint64] = offsets.view(np.ndarray)  # faster to index
             if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self._size:
                 raise ValueError("offsets.bin does not fit documents.bin")
             self._data = self._map("documents.bin")
@@ -103,16 +102,18 @@ class DocumentStore:
             self._data.madvise(mmap.MADV_DONTNEED)
         return self._data[start:end]
 
-    def records(self, numbers: Iterable[int]) -> Iterator[tuple[Utf8, str, int]]:
+    def records(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[Utf8, str, int]]:
         """Text (UTF-8), source and index of some documents in ascending order, streaming."""
         origins = np.memmap(self.folder / "origins.bin", "<u8", "r").reshape(-1, 2)
+        chosen, at, name = np.asarray(numbers, np.int64), -1, ""
         with open(self.folder / "sources.jsonl", encoding="utf-8") as names:
-            at, name = -1, ""
-            for number in numbers:
-                source, index = origins[number].tolist()
-                while at < source:
-                    at, name = at + 1, json.loads(next(names))
-                yield self.bytes(int(number)), name, index
+            for block in np.split(chosen, range(_FLUSH, len(chosen), _FLUSH)):
+                for number, (source, index) in zip(
+                    block.tolist(), origins[block].tolist(), strict=True
+                ):
+                    while at < source:
+                        at, name = at + 1, json.loads(next(names))
+                    yield self.bytes(number), name, index
 
     def document(self, number: int) -> Document:
         """One document with its origin."""

@@ -117,7 +117,11 @@ def _gpt2(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
     try:
         table = json.loads(_read(vocab, MAX_FILE_BYTES))
         lines = _read(merges, MAX_FILE_BYTES).decode("utf-8").split("\n")
-        pairs = [tuple(x.split(" ")) for x in lines if x and not x.startswith("#version")]
+        pairs = [
+            (left, right)
+            for left, _, right in (x.partition(" ") for x in lines if not x.startswith("#version"))
+            if left
+        ]
         _check_tree({"model": {"vocab": table, "merges": pairs}}, vocab)
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{vocab}: not GPT-2's vocabulary: {error}") from error

@@ -10,39 +10,71 @@ from inkstone.config import Section
 
 
 class TrainingConfig(Section):
-    """How long, how fast and how safely to train."""
+    """How long, how fast and how safely to train.
 
-    minutes: float | None = Field(None, gt=0, le=60 * 24 * 365)
-    max_steps: int | None = Field(None, ge=1, le=2**40)
-    tokens_per_step: int | None = Field(None, ge=1, le=2**31)
-    micro_batch_size: int | None = Field(None, ge=1, le=2**20)
+    Attributes:
+        minutes: Time to train, all sessions together, the last evaluation and save included.
+        max_steps: Optimizer steps; with `minutes`, whichever ends first.
+        tokens_per_step: Tokens of one optimizer step, a multiple of the sequence length.
+        micro_batch_size: Rows at once; any value gives the same gradients.
+        optimizer: "muon" for the hidden matrices and AdamW for the rest, or AdamW for all.
+        lr: Of AdamW.
+        matrix_lr: Of Muon.
+        weight_decay: Decoupled. Of matrices; with AdamW alone also of embeddings and head. Norms
+            and biases never decay.
+        betas: Of AdamW.
+        momentum: Of Muon.
+        grad_clip: Largest L2 norm of all gradients together.
+        schedule: "wsd" (constant, then linear down) or "cosine"; both after a linear warm-up.
+        warmup_steps: Length of the warm-up.
+        decay_fraction: Share of the run in which "wsd" goes down.
+        min_lr_ratio: Where the decay ends, as a share of the top.
+        precision: Of activations; parameters are always fp32.
+        compile: Use torch.compile (needs a C++ compiler on a CPU).
+        activation_checkpointing: Recompute activations in the backward pass: less memory, a third
+            more time.
+        eval_every: Steps between evaluations.
+        save_every: Steps between checkpoints; None saves every `save_minutes`.
+        save_minutes: Minutes between checkpoints.
+        keep_checkpoints: Newest checkpoints to keep; the best one is kept besides.
+        early_stop_patience: Stop after so many evaluations without a better one.
+        nan_policy: What a loss or gradient that is not finite does: "skip" the batch, or "stop".
+        log_every: Steps between lines of the log.
+        tensorboard: Also log for TensorBoard (extra `track`).
+        seed: Of torch's random numbers.
+    """
+
+    minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 365)
+    max_steps: int | None = Field(default=None, ge=1, le=2**40)
+    tokens_per_step: int | None = Field(default=None, ge=1, le=2**31)
+    micro_batch_size: int | None = Field(default=None, ge=1, le=2**20)
 
     optimizer: Literal["adamw", "muon"] = "muon"
-    lr: float = Field(3e-3, gt=0, le=10)  # AdamW: embeddings, head, vectors (all, if no Muon)
-    matrix_lr: float = Field(0.02, gt=0, le=10)  # Muon: hidden matrices
-    weight_decay: float = Field(0.1, ge=0, le=10)
+    lr: float = Field(default=3e-3, gt=0, le=10)
+    matrix_lr: float = Field(default=0.02, gt=0, le=10)
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
     betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    grad_clip: float = Field(1.0, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    grad_clip: float = Field(default=1.0, gt=0)
 
     schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup_steps: int = Field(20, ge=0)
-    decay_fraction: float = Field(0.5, ge=0, le=1)
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int = Field(default=20, ge=0)
+    decay_fraction: float = Field(default=0.5, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
 
-    eval_every: int | None = Field(None, ge=1)
-    save_every: int | None = Field(None, ge=1)
-    save_minutes: float = Field(5.0, gt=0)
-    keep_checkpoints: int = Field(2, ge=1, le=1000)
-    early_stop_patience: int | None = Field(None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    save_every: int | None = Field(default=None, ge=1)
+    save_minutes: float = Field(default=5.0, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1, le=1000)
+    early_stop_patience: int | None = Field(default=None, ge=1)
     nan_policy: Literal["skip", "stop"] = "skip"
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     tensorboard: bool = False
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> TrainingConfig:

@@ -7,13 +7,10 @@ micro-batches gives the same loss and gradients.
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,29 +18,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inkstone.errors import TrainingError
-from inkstone.files import write_atomic
+from inkstone.errors import DeviceError, TrainingError
 from inkstone.tasks import language_modeling
 from inkstone.training import state as states
+from inkstone.training.clock import Clock
 from inkstone.training.config import TrainingConfig
+from inkstone.training.foundations import foundations, repeatable
 from inkstone.training.lock import run_lock
 from inkstone.training.log import Hook, JsonLog, StepInfo, TensorBoard
 from inkstone.training.optim import Optimizers
 from inkstone.training.plan import Plan
+from inkstone.training.signals import Signals, StopRequested, TrainingInterrupted
 
 if TYPE_CHECKING:
     from inkstone.corpora.batches import Batch, BatchStream
 
-NOT_FINITE_IN_A_ROW = 10  # then the run stops, whatever the policy
+__all__ = ["Trainer", "TrainingInterrupted", "TrainingResult"]
 
-
-class TrainingInterrupted(Exception):
-    """A signal ended the run after a durable checkpoint; `signum` says which."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
-        self.signum = signum
-        self.step = step
+SKIPPED_IN_A_ROW = 10  # batches that are not finite; then the run stops, whatever the policy
+EMPTY_IN_A_ROW = 1000  # batches without a target
+LossFunction = Callable[[Any, "Batch"], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -72,20 +66,22 @@ class TrainingResult:
 class Trainer:
     """Trains a model in a run folder; resumes from its last checkpoint when there is one.
 
-    A step whose loss or gradient norm is not finite changes no weight. Under `nan_policy` "skip" it
-    is counted and the next batch is taken; after 10 in a row, or at once under "stop", the run ends
-    with TrainingError and the last checkpoint is sound. A batch without a target is passed over.
+    A batch whose loss or gradient norm is not finite changes no weight. Under `nan_policy` "skip"
+    it is counted and the next batch is taken; after 10 in a row, or at once under "stop", the run
+    ends with TrainingError and the last checkpoint is sound. A batch without a target is passed
+    over; after 1,000 in a row the run ends with TrainingError.
 
     Args:
-        model: A model with `param_groups`, `head_weight` and what `loss` needs.
+        model: A model with `config`, `param_groups`, `head_weight` and what `loss` needs.
         stream: Endless batches; one batch is one optimizer step.
         config: Settings, resolved: `minutes` or `max_steps` and `micro_batch_size` are set.
         run: The run folder, which exists.
         save_model: Writes the model as a Hugging Face folder.
         evaluate: Validation scores; the key `nats_per_token` decides which checkpoint is best.
-        hooks: Told of every step, evaluation and message.
+        hooks: Told of every step, evaluation, save and message.
         loss: (model, batch) → (summed nats, target tokens).
-        fingerprint: What a resumed run must agree on (hashes, versions).
+        fingerprint: What a resumed run must agree on (hashes, versions). The model's configuration,
+            the settings and the torch build are added to it.
         flops_per_token: Operations of one training token, forward and backward.
         peak_flops: The machine's measured matmul rate in FLOP/s.
     """
@@ -100,116 +96,114 @@ class Trainer:
         save_model: Callable[[Path], None],
         evaluate: Callable[[], dict[str, float]] | None = None,
         hooks: Sequence[Hook] = (),
-        loss: Callable[[Any, Batch], tuple[Tensor, int]] = language_modeling.loss,
+        loss: LossFunction = language_modeling.loss,
         fingerprint: dict[str, str] | None = None,
         flops_per_token: float = 0.0,
         peak_flops: float = 0.0,
     ) -> None:
         assert config.minutes is not None or config.max_steps is not None
+        assert config.micro_batch_size is not None
         self.model, self.stream, self.config, self.run_folder = model, stream, config, run
         self.save_model, self.evaluate, self.loss = save_model, evaluate, loss
         self.hooks = list(hooks)
-        self.fingerprint = {
-            "torch": torch.__version__,
-            "threads": str(torch.get_num_threads()),
-            **(fingerprint or {}),
-        }
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.device = model.head_weight.device
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         model.activation_checkpointing = config.activation_checkpointing
         self.optimizers = Optimizers(model, config)
+        self.fingerprint = foundations(model, config, self.device) | (fingerprint or {})
         self.state = states.TrainingState(fingerprint=self.fingerprint)
-        self._signal: int | None = None
-        self._not_finite = 0
+        self.signals = Signals()
+        self.clock = Clock()
+        self._saved: tuple[int, int, dict[str, Any]] | None = None  # the position on the disk
+        self._empty_in_a_row = 0
 
     def run(self) -> TrainingResult:
         """Train to the end.
 
         Raises:
             RunError: Another process writes this run, or what it depends on has changed.
-            TrainingError: The loss stayed not finite.
+            TrainingError: The loss stayed not finite, or the data has no targets.
             TrainingInterrupted: SIGTERM, SIGHUP or SIGINT, after a durable checkpoint.
             CheckpointError: A checkpoint could not be written; the earlier ones are intact.
+            DeviceError: torch.compile was asked for and there is no compiler.
         """
-        with run_lock(self.run_folder), self._signals():
+        told = list(self.hooks)
+        with run_lock(self.run_folder), self.signals.watch(self._continued):
             self._restore()
-            self.hooks.append(JsonLog(self.run_folder / "log.jsonl", self.state.step))
+            log = JsonLog(self.run_folder / "log.jsonl", self.state.step, self._tell)
+            self.hooks.append(log)
             if self.config.tensorboard:
-                self.hooks.append(TensorBoard(self.run_folder / "tensorboard"))
+                folder = self.run_folder / "tensorboard"
+                self.hooks.append(TensorBoard(folder, self.state.step))
             try:
-                return self._loop()
+                with repeatable(self.device):
+                    return self._loop()
+            except StopRequested:
+                assert self.signals.received is not None
+                self.optimizers.zero_grad()
+                self._save()
+                raise TrainingInterrupted(self.signals.received, self.state.step) from None
             finally:
                 for hook in self.hooks:
                     hook.on_end()
+                self.hooks = told
 
     def _restore(self) -> None:
-        self.state, messages = states.restore(
+        """Continue from the newest sound checkpoint, or begin."""
+        began = time.perf_counter()
+        found, messages = states.restore(
             self.run_folder, self.model, self.optimizers, self.fingerprint
         )
-        self.state.fingerprint = self.fingerprint
         for text in messages:
             self._tell(text)
-        if self.state.step:
-            self.stream.load_state(self.state.stream)
-            self._tell(f"continuing from step {self.state.step:,}")
-        else:
+        if found is None:
             torch.manual_seed(self.config.seed)
+        else:
+            self.state = found
+            self.state.fingerprint = self.fingerprint
+            self.stream.load_state(found.stream)
+            self._saved = self._position
+            self._tell(f"continuing from step {found.step:,}")
         self.plan = Plan(self.config, self.run_folder / "schedule.json")
+        spent = time.perf_counter() - began
+        self.clock = Clock(self.state.elapsed_s + spent, self.state.step)
 
     def _loop(self) -> TrainingResult:
-        state, config = self.state, self.config
-        step_function = torch.compile(self._loss) if config.compile else self._loss
+        state, config, clock = self.state, self.config, self.clock
+        loss = self._compiled() if config.compile else self._loss
+        first_step = state.step + 1
+        reported_s, reported_tokens = clock.elapsed_s, state.tokens
         self.model.train()
-        began = time.perf_counter() - state.elapsed_s
-        session_start, session_step = time.perf_counter(), state.step
-        reported, reported_tokens, saved = time.perf_counter(), state.tokens, time.perf_counter()
-        reason = "finished"
         while True:
-            now = time.perf_counter()
-            state.elapsed_s = now - began
-            done_here = state.step - session_step
-            pace = (now - session_start) / done_here if done_here else 1.0
-            if done_here:
-                self.plan.update(state.step, state.elapsed_s, pace)
-            if self.plan.max_steps is not None and state.step >= self.plan.max_steps:
-                break
             self._remember_position()
-            result = self._step(step_function)
-            if result is None:
-                if self._signal is not None:
-                    self._interrupt()
-                continue
-            loss, norm = result
-            now = time.perf_counter()
-            first, last = state.step == session_step + 1, state.step == self.plan.max_steps
-            if first or last or state.step % config.log_every == 0:
-                rate = (state.tokens - reported_tokens) / max(1e-9, now - reported)
-                reported, reported_tokens = now, state.tokens
-                self._report(loss, norm, rate, now - began, pace)
-            if config.eval_every and state.step % config.eval_every == 0:
+            elapsed_s = clock.lap(state.step)
+            self.plan.update(state.step, elapsed_s, clock.step_s, clock.reserve_s)
+            last = self.plan.max_steps is not None and state.step >= self.plan.max_steps
+            improved = False
+            if self._evaluation_due(last):
                 improved = self._evaluate()
-                stale = config.early_stop_patience
-                if stale is not None and state.stale_evals >= stale:
-                    reason = "early stop"
-                    break
-                if improved:
-                    self._save(began)
-                    saved = time.perf_counter()
-                reported, reported_tokens = time.perf_counter(), state.tokens
-            elif self._save_due(saved):
-                self._save(began)
-                saved = time.perf_counter()
-        if self.evaluate is not None and (not config.eval_every or state.step % config.eval_every):
-            self._evaluate()
-        self._save(began)
+                reported_s, reported_tokens = clock.elapsed_s, state.tokens
+            patience = config.early_stop_patience
+            stale = patience is not None and state.stale_evals >= patience
+            if improved or last or stale or self._save_due():
+                self._save()
+            if last or stale:
+                break
+            result = self._step(loss)
+            due = state.step == first_step or state.step % config.log_every == 0
+            if result is not None and (due or state.step == self.plan.max_steps):
+                now_s = clock.elapsed_s
+                rate = (state.tokens - reported_tokens) / max(1e-9, now_s - reported_s)
+                reported_s, reported_tokens = now_s, state.tokens
+                self._report(*result, rate, now_s)
         best = state.best_step if state.best_step is not None else state.step
         return TrainingResult(
             step=state.step,
             tokens=state.tokens,
-            elapsed_s=state.elapsed_s,
+            elapsed_s=clock.elapsed_s,
             best_step=best,
             best_score=state.best_score,
-            reason=reason,
+            reason="finished" if last else "early stop",
             checkpoint=states.checkpoint_path(self.run_folder, best),
         )
 
@@ -217,141 +211,144 @@ class Trainer:
         return self.loss(self.model, batch)
 
     def _step(
-        self, step_function: Callable[[Batch], tuple[Tensor, int]]
+        self, loss_function: Callable[[Batch], tuple[Tensor, int]]
     ) -> tuple[float, float] | None:
         """One optimizer step: (loss in nats per token, gradient norm), or None if none was made."""
         batch = next(self.stream)
         targets = int((batch.targets != language_modeling.IGNORE_INDEX).sum())
-        if targets == 0:
+        if not targets:
+            self._count_empty()
             return None
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         assert self.config.micro_batch_size is not None
         for part in batch.split(self.config.micro_batch_size):
-            if self._signal is not None:
-                self.optimizers.zero_grad()
-                return None
-            loss, _ = step_function(part.to(self.device))
+            self.signals.check()
+            loss, _ = loss_function(part.to(self.device))
             (loss / targets).backward()
             total += loss.detach()
         parameters = [p for p in self.optimizers.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        mean, size = (torch.stack((total / targets, norm.float()))).tolist()
+        mean, size = torch.stack((total / targets, norm.float())).tolist()  # the one wait of a step
         if not (math.isfinite(mean) and math.isfinite(size)):
             self.optimizers.zero_grad()
-            self._count_not_finite(mean, size)
+            self._count_skipped(mean, size)
             return None
-        self._not_finite = 0
         if size > self.config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         self.optimizers.step(self.plan.multiplier(self.state.step))
         self.state.step += 1
         self.state.tokens += targets
+        self.state.skipped_in_a_row = self._empty_in_a_row = 0
         return mean, size
 
-    def _count_not_finite(self, loss: float, norm: float) -> None:
-        self.state.skipped += 1
-        self._not_finite += 1
-        what = f"loss {loss} and gradient norm {norm} after step {self.state.step}"
-        if self.config.nan_policy == "stop" or self._not_finite >= NOT_FINITE_IN_A_ROW:
+    def _count_empty(self) -> None:
+        self.signals.check()
+        self._empty_in_a_row += 1
+        if self._empty_in_a_row >= EMPTY_IN_A_ROW:
             raise TrainingError(
-                f"training cannot go on: {what}",
+                f"{EMPTY_IN_A_ROW:,} batches in a row held nothing to predict",
+                fix="check the data: the loss is masked everywhere",
+            )
+
+    def _count_skipped(self, loss: float, norm: float) -> None:
+        state = self.state
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        what = f"loss {loss:g}, gradient norm {norm:g} at step {state.step + 1:,}"
+        if self.config.nan_policy == "stop" or state.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"training cannot go on: {what}, {state.skipped_in_a_row} in a row",
                 fix='lower training.lr and training.matrix_lr, or use training.precision="fp32"; '
                 "the last checkpoint is sound",
             )
         self._tell(f"{what}: no weight was changed, the batch is skipped")
 
-    def _report(self, loss: float, norm: float, rate: float, elapsed: float, pace: float) -> None:
+    def _report(self, loss: float, norm: float, rate: float, elapsed_s: float) -> None:
+        step, plan, clock = self.state.step, self.plan, self.clock
         info = StepInfo(
-            step=self.state.step,
-            max_steps=self.plan.max_steps,
+            step=step,
+            max_steps=plan.max_steps,
             loss=loss,
-            lr_multiplier=self.plan.multiplier(self.state.step - 1),
+            lr=self.config.lr * plan.multiplier(step - 1),
             grad_norm=norm,
             tokens=self.state.tokens,
             tokens_per_s=rate,
             mfu=rate * self.flops_per_token / self.peak_flops if self.peak_flops else math.nan,
             epoch=self.stream.epoch,
-            elapsed_s=elapsed,
-            remaining_s=self.plan.remaining_s(self.state.step, elapsed, pace),
+            elapsed_s=elapsed_s,
+            remaining_s=plan.remaining_s(step, elapsed_s, clock.step_s, clock.reserve_s),
         )
         for hook in self.hooks:
             hook.on_step(info)
 
+    def _evaluation_due(self, last: bool) -> bool:
+        """At every multiple of `eval_every` and at the end, once each."""
+        if self.evaluate is None or self.state.evaluated_step == self.state.step:
+            return False
+        every = self.config.eval_every
+        return last or (every is not None and self.state.step % every == 0)
+
     def _evaluate(self) -> bool:
         """Score the model; True when it is the best so far."""
-        if self.evaluate is None:
-            return False
-        scores = self.evaluate()
+        assert self.evaluate is not None
+        state, began = self.state, time.perf_counter()
+        with self.signals.droppable():
+            scores = self.evaluate()
+        self.clock.evaluation_s = time.perf_counter() - began
+        state.evaluated_step = state.step
         for hook in self.hooks:
-            hook.on_eval(self.state.step, scores)
+            hook.on_eval(state.step, scores)
         score = scores["nats_per_token"]
-        if not math.isfinite(score):
-            return False
-        if self.state.best_score is None or score < self.state.best_score:
-            self.state.best_score, self.state.best_step = score, self.state.step
-            self.state.stale_evals = 0
+        if math.isfinite(score) and (state.best_score is None or score < state.best_score):
+            state.best_score, state.best_step, state.stale_evals = score, state.step, 0
             return True
-        self.state.stale_evals += 1
+        state.stale_evals += 1
         return False
 
-    def _save_due(self, saved: float) -> bool:
+    def _save_due(self) -> bool:
         every = self.config.save_every
         if every is not None:
-            return self.state.step % every == 0
-        return time.perf_counter() - saved > self.config.save_minutes * 60
+            return self.state.step > 0 and self.state.step % every == 0
+        return self.clock.elapsed_s - self.state.elapsed_s > 60 * self.config.save_minutes
 
     def _remember_position(self) -> None:
-        """Where the data and the random generator stand before a step: what a checkpoint holds."""
+        """Where the data and the random generators stand: what a checkpoint will hold.
+
+        A step that a signal breaks off has moved both and changed nothing else.
+        """
         self.state.stream = self.stream.state()
-        self._rng = torch.get_rng_state()
+        self._rng = states.get_rng(self.device)
 
-    def _save(self, began: float) -> None:
-        self._remember_position()
-        self._write(began)
-
-    def _write(self, began: float | None = None) -> None:
-        if began is not None:
-            self.state.elapsed_s = time.perf_counter() - began
-        self.state.rng = self._rng.numpy().tobytes().hex()
+    def _save(self) -> None:
+        """Write a checkpoint, unless this very position is on the disk already."""
+        if self._saved == self._position:
+            return
+        state, began = self.state, time.perf_counter()
+        state.elapsed_s = self.clock.elapsed_s
+        state.rng = self._rng
         path = states.save(
-            self.run_folder, self.state, self.optimizers, self.save_model,
-            self.config.keep_checkpoints,
-        )  # fmt: skip
-        if self.state.best_step is not None:
-            best = {"step": self.state.best_step, "nats_per_token": self.state.best_score}
-            write_atomic(self.run_folder / "best.json", json.dumps(best))
+            self.run_folder, state, self.optimizers, self.save_model, self.config.keep_checkpoints
+        )
+        self._saved = self._position
+        self.clock.save_s = time.perf_counter() - began
         for hook in self.hooks:
-            broken = getattr(hook, "broken", None)
-            if broken:
-                self._tell(broken)
-        assert path.exists()
+            hook.on_save(state.step, path)
 
-    def _interrupt(self) -> None:
-        """The step that a signal broke off changed nothing: save where it began, and leave."""
-        assert self._signal is not None
-        self._write()
-        raise TrainingInterrupted(self._signal, self.state.step)
+    @property
+    def _position(self) -> tuple[int, int, dict[str, Any]]:
+        return self.state.step, self.state.evaluated_step, self.state.stream
+
+    def _compiled(self) -> Callable[[Batch], tuple[Tensor, int]]:
+        if self.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise DeviceError(
+                "training.compile needs a C++ compiler, and there is none",
+                fix="install g++, or set training.compile=false",
+            )
+        return torch.compile(self._loss)  # type: ignore[no-any-return]
+
+    def _continued(self) -> None:
+        self.clock.stopped()
 
     def _tell(self, text: str) -> None:
         for hook in self.hooks:
             hook.on_message(text)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM, SIGHUP and a first SIGINT ask for a checkpoint; a second SIGINT is at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(signum: int, frame: Any) -> None:
-            if signum == signal.SIGINT and self._signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = signum
-
-        watched = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-        before = {s: signal.signal(s, handle) for s in watched}
-        try:
-            yield
-        finally:
-            for s, old in before.items():
-                signal.signal(s, old)

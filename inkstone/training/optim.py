@@ -1,35 +1,40 @@
 """AdamW and Muon, each for the parameters it suits.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of every hidden matrix by a Newton–Schulz
-iteration; embeddings, the head and vectors go to AdamW (Loshchilov & Hutter 2019).
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the momentum of every
+hidden matrix by a Newton-Schulz iteration; embeddings, the head and vectors go to AdamW (Loshchilov
+& Hutter 2019).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inkstone.errors import CheckpointError
 from inkstone.training.config import TrainingConfig
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest slope at zero that still settles
 NEWTON_SCHULZ_STEPS = 5
+ADAMW_EPS = 1e-10  # as in modded-nanogpt: gradients of rare embeddings are tiny
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: W ← (1 - lr·wd) W - lr · √max(1, rows/columns) · NS(momentum).
 
-    Matrices of one shape are stacked, so that a step is a few batched matmuls.
+    The factor is Jordan's: a step then changes outputs of every width alike, so one learning rate
+    fits all shapes. (Moonshot's 0.2 · √max(rows, columns), Liu et al. 2025, matches AdamW's rates
+    instead.) Matrices of one shape are stacked, so that a step is a few batched matmuls.
 
     Args:
         params: 2-D parameters.
         lr: Learning rate; also the size of a singular value of the step.
         momentum: Nesterov momentum.
         weight_decay: Decoupled weight decay.
-        dtype: Dtype of the Newton–Schulz matmuls (bf16 where it is fast: the result is the same to
+        dtype: Dtype of the Newton-Schulz matmuls (bf16 where it is fast: the result is the same to
             within the iteration's own error).
     """
 
@@ -58,28 +63,26 @@ class Muon(torch.optim.Optimizer):
                 self._update(params, shape, group)
 
     def _update(self, params: list[nn.Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
-        updates = []
+        gradients = [p.grad for p in params if p.grad is not None]
         for p in params:
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-            assert p.grad is not None
-            buffer: Tensor = state["momentum"]
-            buffer.lerp_(p.grad, 1 - group["momentum"])
-            updates.append(p.grad.lerp(buffer, group["momentum"]).to(self.dtype))
-        directions = orthogonalise(torch.stack(updates))
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        directions = orthogonalise(torch.stack([x.to(self.dtype) for x in nesterov]))
+        weights: list[Tensor] = list(params)
         scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-        for p, direction in zip(params, directions, strict=True):
-            if group["weight_decay"]:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(direction.to(p.dtype), alpha=-scale)
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, directions.to(params[0].dtype).unbind(), alpha=-scale)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Nearest (semi-)orthogonal matrices, roughly: all singular values end in [0.7, 1.2].
 
     Args:
-        matrices: [..., rows, columns].
+        matrices: [N, rows, columns].
 
     Returns:
         The same shape and dtype; U Vᵀ of each matrix's singular value decomposition, up to the
@@ -87,48 +90,48 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     a, b, c = QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = matrices.mT.contiguous() if tall else matrices  # the Gram matrix of the short side
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
     return x.mT if tall else x
 
 
 class Optimizers:
-    """The optimizers of one run behind one `step`, one learning-rate multiplier, one state."""
+    """The optimizers of one run behind one `step`, one learning-rate multiplier, one state.
+
+    Weight decay acts on matrices; under AdamW alone also on embeddings and head (as nanoGPT and
+    GPT-3 do), beside Muon not (as modded-nanogpt does). Vectors (norms, biases) never decay.
+    """
 
     def __init__(self, model: Any, config: TrainingConfig) -> None:
         groups = model.param_groups()
         self.parameters: list[nn.Parameter] = [p for g in groups.values() for p in g]
         assert len(self.parameters) == len(list(model.parameters())), "a parameter has no group"
-        names = {id(p): name for name, p in model.named_parameters()}
-        use_muon = config.optimizer == "muon" and bool(groups["matrix"])
-        adam_groups = [
-            {"params": groups["embedding"] + groups["head"], "weight_decay": 0.0},
+        self._names = {p: name for name, p in model.named_parameters()}
+        tables, matrices = groups["embedding"] + groups["head"], groups["matrix"]
+        use_muon = config.optimizer == "muon" and bool(matrices)
+        decay = config.weight_decay
+        adam = [
+            {"params": tables, "weight_decay": 0.0 if use_muon else decay},
             {"params": groups["vector"], "weight_decay": 0.0},
+            {"params": [] if use_muon else matrices, "weight_decay": decay},
         ]
-        if not use_muon:
-            adam_groups[0]["weight_decay"] = config.weight_decay
-            adam_groups.append({"params": groups["matrix"], "weight_decay": config.weight_decay})
-        adam_groups = [g for g in adam_groups if g["params"]]
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(adam_groups, lr=config.lr, betas=config.betas, eps=1e-10, fused=True)
-        ]
-        if use_muon:
-            self.all.append(
-                Muon(
-                    groups["matrix"],
-                    config.matrix_lr,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                    dtype=model.compute_dtype,
-                )
+            torch.optim.AdamW(
+                [g for g in adam if g["params"]],
+                lr=config.lr, betas=config.betas, eps=ADAMW_EPS, fused=True,
             )
+        ]  # fmt: skip
+        if use_muon:
+            muon = Muon(
+                matrices, config.matrix_lr, momentum=config.momentum, weight_decay=decay,
+                dtype=model.compute_dtype,
+            )  # fmt: skip
+            self.all.append(muon)
         self._base = [[g["lr"] for g in o.param_groups] for o in self.all]
-        self._names = [
-            [names[id(p)] for g in o.param_groups for p in g["params"]] for o in self.all
-        ]
 
     def step(self, multiplier: float) -> None:
         """Update every parameter at `multiplier` times its base rate, then drop the gradients."""
@@ -145,30 +148,37 @@ class Optimizers:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All optimizer state as named tensors, for safetensors: `<parameter>|<slot>`."""
-        tensors = {}
-        for optimizer, names in zip(self.all, self._names, strict=True):
-            params = [p for g in optimizer.param_groups for p in g["params"]]
-            for name, p in zip(names, params, strict=True):
-                for slot, value in optimizer.state.get(p, {}).items():
-                    tensors[f"{name}|{slot}"] = torch.as_tensor(value)
-        return tensors
+        return {
+            f"{self._names[p]}|{slot}": optimizer.state[p][slot]
+            for optimizer, p, slots in self._slots()
+            for slot in slots
+            if slot in optimizer.state[p]
+        }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave; unknown and missing names are an error (KeyError)."""
+        """Restore what `state_tensors` gave; the tensors are taken over, not copied.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown, or of another shape than its parameter.
+        """
         left = dict(tensors)
-        for optimizer, names in zip(self.all, self._names, strict=True):
-            params = [p for g in optimizer.param_groups for p in g["params"]]
-            slots = (
-                ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
-            )
-            for name, p in zip(names, params, strict=True):
-                if not any(f"{name}|{slot}" in left for slot in slots):
-                    continue  # this parameter never had a gradient
-                state = optimizer.state[p]
-                for slot in slots:
-                    value = left.pop(f"{name}|{slot}")
-                    if slot != "step" and value.shape != p.shape:
-                        raise KeyError(f"{name}|{slot} has shape {tuple(value.shape)}")
-                    state[slot] = value.clone()
+        for optimizer, p, slots in self._slots():
+            name = self._names[p]
+            if not any(f"{name}|{slot}" in left for slot in slots):
+                continue  # this parameter never had a gradient
+            for slot in slots:
+                value = left.pop(f"{name}|{slot}", None)
+                if value is None or value.shape != (() if slot == "step" else p.shape):
+                    problem = "missing" if value is None else f"of shape {list(value.shape)}"
+                    raise CheckpointError(f"optimizer state {name}|{slot} is {problem}")
+                optimizer.state[p][slot] = value.to(p.device)
         if left:
-            raise KeyError(next(iter(left)))
+            raise CheckpointError(f"optimizer state {next(iter(left))} belongs to no parameter")
+
+    def _slots(self) -> Iterator[tuple[torch.optim.Optimizer, nn.Parameter, tuple[str, ...]]]:
+        for optimizer in self.all:
+            muon = isinstance(optimizer, Muon)
+            slots = ("momentum",) if muon else ("step", "exp_avg", "exp_avg_sq")
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    yield optimizer, p, slots

@@ -1,114 +1,157 @@
 """When the learning rate decays and when the run ends.
 
-A run of `max_steps` knows both from the start. A run of `minutes` settles its end late, from the
-speed it really had, and writes each decision to schedule.json before the first step that depends on
-it: a run that was killed and resumed repeats the same rates bit for bit.
+A run of `max_steps` knows both from the start. A run of `minutes` settles them late, from the speed
+it really had, and writes each decision to schedule.json before the first step that depends on it: a
+run that was killed and resumed repeats the same rates bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inkstone.errors import CheckpointError
 from inkstone.files import write_atomic
+from inkstone.training import schedule
 from inkstone.training.config import TrainingConfig
-from inkstone.training.schedule import cosine, wsd
 
-CALIBRATION_STEPS = 20  # a cosine run of `minutes` fixes its length after this many measured steps
-DRIFT = 0.02  # a decay is stretched or shortened when its end would miss the budget by this share
+CALIBRATION_STEPS = 20  # no decision before so many steps have been timed,
+CALIBRATION_SHARE = 0.05  # unless so much of the time has gone by
+DRIFT_SHARE, DRIFT_S = 0.005, 0.2  # a decay that would miss the end by more than both is re-timed
+
+
+@dataclass(frozen=True)
+class Leg:
+    """From `step` on, progress rises evenly from `progress` to 1 at `end`."""
+
+    step: int
+    progress: float
+    end: int
+
+    def at(self, step: int) -> float:
+        """Progress at `step`."""
+        return schedule.progress(step, start=self.step, end=self.end, at_start=self.progress)
 
 
 class Plan:
-    """The schedule of one run.
+    """The schedule of one run: a warm-up, then the legs of its decay.
 
     Args:
         config: Its settings; `minutes` or `max_steps` is set (if both, the earlier end counts).
         path: schedule.json.
+
+    Raises:
+        CheckpointError: schedule.json is damaged.
     """
 
     def __init__(self, config: TrainingConfig, path: Path) -> None:
         self.config = config
         self.path = path
-        self.max_steps = config.max_steps
-        self.knots: list[tuple[int, float]] = []  # (step, multiplier): the decay, piecewise linear
-        self.decided_at = -1
-        if config.max_steps is not None and config.schedule == "wsd":
-            start = round(config.max_steps * (1 - config.decay_fraction))
-            self.knots = [(start, 1.0), (config.max_steps, config.min_lr_ratio)]
-        if path.exists():
-            self._read()
+        self.legs: list[Leg] = []
+        if config.minutes is None:
+            assert config.max_steps is not None
+            start = round(config.max_steps * self._stable_share)
+            if config.schedule == "cosine":
+                start = min(config.warmup_steps, config.max_steps)
+            self.legs = [Leg(start, 0.0, config.max_steps)]
+        elif path.exists():
+            self.legs = _read(path)
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps in all; None while that is still open."""
+        return self.legs[-1].end if self.legs else self.config.max_steps
 
     def multiplier(self, step: int) -> float:
-        """Share of the base learning rate at `step` (from 0)."""
-        c = self.config
-        if c.schedule == "cosine":
-            if self.max_steps is None:
-                return min(1.0, (step + 1) / max(1, c.warmup_steps))
-            return cosine(
-                step, warmup=c.warmup_steps, max_steps=self.max_steps, min_ratio=c.min_lr_ratio
-            )
-        warm = wsd(step, warmup=c.warmup_steps, decay_start=None, max_steps=None, min_ratio=0.0)
-        return warm * self._decay(step)
+        """Share of the base learning rates at `step` (from 0)."""
+        shape = schedule.cosine if self.config.schedule == "cosine" else schedule.linear
+        warm = schedule.warm_up(step, self.config.warmup_steps)
+        return warm * shape(self._progress(step), self.config.min_lr_ratio)
 
-    def update(self, step: int, elapsed_s: float, session_step_s: float) -> None:
-        """Decide, if it is time to; called before `step` (from 0).
+    def update(self, step: int, elapsed_s: float, step_s: float, reserve_s: float = 0.0) -> None:
+        """Decide, if it is time to; called before `step` (from 0) is taken.
 
         Args:
             step: The step about to be taken.
             elapsed_s: Training time so far, in all sessions.
-            session_step_s: Seconds a step takes now, evaluations and saving included.
+            step_s: Seconds a step takes, its share of evaluations and saves included; NaN as long
+                as none has been timed, and then nothing is decided.
+            reserve_s: Seconds that the last evaluation and the last save will take.
+
+        Raises:
+            CheckpointError: The decision cannot be written.
         """
-        c = self.config
-        if c.minutes is None or step <= self.decided_at or step == 0:
+        config = self.config
+        if config.minutes is None or math.isnan(step_s):
             return
-        budget = c.minutes * 60
-        left = max(1, round((budget - elapsed_s) / session_step_s))
-        if c.max_steps is not None:
-            left = max(1, min(left, c.max_steps - step))
-        if c.schedule == "cosine":
-            if self.max_steps is None and step >= max(CALIBRATION_STEPS, c.warmup_steps):
-                self._decide(step, step + left, [])
+        if self.legs and step <= self.legs[-1].step:
             return
-        if not self.knots:
-            if elapsed_s >= (1 - c.decay_fraction) * budget:
-                self._decide(step, step + left, [(step, 1.0), (step + left, c.min_lr_ratio)])
+        available = max(0.0, 60 * config.minutes - reserve_s)
+        left = max(1, round((available - elapsed_s) / max(step_s, 1e-9)))
+        if config.max_steps is not None:
+            left = max(1, min(left, config.max_steps - step))
+        if not self.legs:
+            if self._begins(step, elapsed_s, available):
+                self._decide(Leg(step, 0.0, step + left))
             return
-        start, end = self.knots[0][0], self.knots[-1][0]
-        if c.max_steps is not None and end == c.max_steps and step + left >= end:
-            return
-        quarter = max(1, (end - start) // 4)
-        drift = abs((end - step) * session_step_s - (budget - elapsed_s))
-        if step - self.decided_at >= quarter and start < step < end and drift > DRIFT * budget:
-            past = [k for k in self.knots if k[0] < step]
-            tail = [(step, self._decay(step)), (step + left, c.min_lr_ratio)]
-            self._decide(step, step + left, past + tail)
+        last = self.legs[-1]
+        late_s = abs(last.end - step - left) * step_s
+        settled = step - last.step < max(1, (last.end - last.step) // 4)
+        if not settled and late_s > max(DRIFT_S, DRIFT_SHARE * available):
+            self._decide(Leg(step, last.at(step), step + left))
 
-    def remaining_s(self, step: int, elapsed_s: float, step_s: float) -> float:
-        """Estimate of the training time left."""
-        by_steps = (self.max_steps - step) * step_s if self.max_steps is not None else float("inf")
-        by_time = (self.config.minutes or float("inf")) * 60 - elapsed_s
-        return max(0.0, by_steps if self.max_steps is not None else by_time)
+    def remaining_s(
+        self, step: int, elapsed_s: float, step_s: float, reserve_s: float = 0.0
+    ) -> float:
+        """Estimate of the training time left; NaN while there is nothing to go by."""
+        estimates = []
+        if self.max_steps is not None:
+            estimates.append((self.max_steps - step) * step_s + reserve_s)
+        if self.config.minutes is not None and not self.legs:
+            estimates.append(60 * self.config.minutes - elapsed_s)
+        estimates = [x for x in estimates if not math.isnan(x)]
+        return max(0.0, min(estimates)) if estimates else math.nan
 
-    def _decay(self, step: int) -> float:
-        if not self.knots or step < self.knots[0][0]:
-            return 1.0
-        for (a, high), (b, low) in zip(self.knots, self.knots[1:], strict=False):
-            if step < b:
-                return high + (low - high) * (step - a) / (b - a)
-        return self.knots[-1][1]
+    @property
+    def _stable_share(self) -> float:
+        return 0.0 if self.config.schedule == "cosine" else 1.0 - self.config.decay_fraction
 
-    def _decide(self, step: int, max_steps: int, knots: list[tuple[int, float]]) -> None:
-        self.decided_at, self.max_steps, self.knots = step, max_steps, knots
-        content = {"decided_at": step, "max_steps": max_steps, "knots": knots}
-        write_atomic(self.path, json.dumps(content))
+    def _begins(self, step: int, elapsed_s: float, available: float) -> bool:
+        """Whether the decay begins at `step`."""
+        timed = step >= max(CALIBRATION_STEPS, self.config.warmup_steps)
+        if not timed and elapsed_s < CALIBRATION_SHARE * available:
+            return False
+        most = self.config.max_steps
+        due = elapsed_s >= self._stable_share * available
+        return due or (most is not None and step >= round(most * self._stable_share))
 
-    def _read(self) -> None:
+    def _progress(self, step: int) -> float:
+        """By the leg that was in force at `step`, so that it never changes afterwards."""
+        for leg in reversed(self.legs):
+            if step >= leg.step:
+                return leg.at(step)
+        return 0.0
+
+    def _decide(self, leg: Leg) -> None:
+        legs = [*self.legs, leg]
         try:
-            raw = json.loads(self.path.read_text(encoding="utf-8"))
-            self.decided_at, self.max_steps = int(raw["decided_at"]), int(raw["max_steps"])
-            self.knots = [(int(s), float(m)) for s, m in raw["knots"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            write_atomic(self.path, json.dumps({"legs": [asdict(x) for x in legs]}))
+        except OSError as error:
             raise CheckpointError(
-                f"{self.path} is damaged: {error}", fix="start again in a new folder"
+                f"cannot write {self.path}: {error.strerror}",
+                fix="make room; the run continues from its last checkpoint",
             ) from error
+        self.legs = legs
+
+
+def _read(path: Path) -> list[Leg]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))["legs"]
+        legs = [Leg(int(x["step"]), float(x["progress"]), int(x["end"])) for x in raw]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}", fix="start again in a new folder"
+        ) from error
+    return legs

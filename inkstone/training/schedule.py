@@ -1,8 +1,9 @@
-"""Learning-rate schedules: pure functions from a step to a multiplier of the base rate.
+"""Learning-rate schedules: pure functions that give a multiplier of the base rate.
 
-`wsd` is warm-up, stable, linear decay (Hu et al. 2024, MiniCPM, eq. 1): until the decay begins it
-does not depend on the length of the run, so a run that is given minutes may settle its length late.
-`cosine` is Loshchilov & Hutter 2017, eq. 5, after a linear warm-up.
+A schedule is a warm-up times a shape over progress, from 0 (the rate is at its top) to 1 (the end).
+Warm-up, stable, decay (Hu et al. 2024, MiniCPM, eq. 1) holds the rate until the decay begins, so a
+run that is given minutes may settle its length late; its decay is `linear` here. `cosine` is
+Loshchilov & Hutter 2017, eq. 5.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import math
 
 
-def wsd(
-    step: int, *, warmup: int, decay_start: int | None, max_steps: int | None, min_ratio: float
-) -> float:
-    """Multiplier at `step` (from 0); without a decision on the decay the rate stays at its top."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if decay_start is None or max_steps is None or step < decay_start:
-        return 1.0
-    left = (max_steps - step) / max(1, max_steps - decay_start)
-    return min_ratio + (1 - min_ratio) * max(0.0, min(1.0, left))
+def warm_up(step: int, steps: int) -> float:
+    """Linear from 1 / steps at step 0 to 1 at step `steps` - 1, and 1 from there on."""
+    return min(1.0, (step + 1) / max(1, steps))
 
 
-def cosine(step: int, *, warmup: int, max_steps: int, min_ratio: float) -> float:
-    """Multiplier at `step` (from 0)."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, max_steps - warmup))
-    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+def linear(progress: float, floor: float) -> float:
+    """From 1 straight down to `floor`."""
+    return floor + (1.0 - floor) * (1.0 - progress)
+
+
+def cosine(progress: float, floor: float) -> float:
+    """From 1 down to `floor` along half a cosine."""
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def progress(step: int, *, start: int, end: int, at_start: float = 0.0) -> float:
+    """Share of the decay that is done at `step`: even from `at_start` at `start` to 1 at `end`."""
+    if step <= start:
+        return at_start
+    return at_start + (1.0 - at_start) * min(1.0, (step - start) / max(1, end - start))

@@ -2,26 +2,36 @@
 
 `checkpoints/step-00000500/` is a Hugging Face folder with a `training/` folder inside: the
 optimizer's tensors, and state.json with the counters, the position in the data and the state of the
-random generator. Nothing is pickled.
+random generators. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from inkstone.checkpoint import atomic_folder, load_model, verify_folder
+from inkstone.checkpoint import (
+    atomic_folder,
+    load_model,
+    read_tensors,
+    verify_folder,
+    write_tensors,
+)
 from inkstone.errors import CheckpointError, InkstoneError, RunError
+from inkstone.files import read_json, write_atomic
+from inkstone.training.foundations import compare
 from inkstone.training.optim import Optimizers
 
 FORMAT = 1
+BEST = "best.json"
 
 
 @dataclass
@@ -31,25 +41,29 @@ class TrainingState:
     Attributes:
         step: Optimizer steps done.
         tokens: Target tokens seen.
-        skipped: Steps whose loss or gradient was not finite, in all.
+        skipped: Batches whose loss or gradient was not finite, in all.
+        skipped_in_a_row: Of these, since the last step.
         elapsed_s: Training time so far.
+        evaluated_step: The step that was evaluated last.
         best_score: Lowest validation loss in nats per token, None before the first evaluation.
         best_step: The step it belongs to.
         stale_evals: Evaluations since the best one.
         stream: Position in the data.
-        rng: State of torch's CPU generator, in hex.
-        fingerprint: Hashes and versions of whatever the run depends on.
+        rng: States of torch's random generators, in hex, by device.
+        fingerprint: Hashes, versions and settings that the run depends on.
     """
 
     step: int = 0
     tokens: int = 0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     elapsed_s: float = 0.0
+    evaluated_step: int = 0
     best_score: float | None = None
     best_step: int | None = None
     stale_evals: int = 0
     stream: dict[str, Any] = field(default_factory=dict)
-    rng: str = ""
+    rng: dict[str, str] = field(default_factory=dict)
     fingerprint: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,30 +91,33 @@ def save(
             checkpoints are intact.
     """
     target = checkpoint_path(run, state.step)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         save_model(folder)
         training = folder / "training"
         training.mkdir()
-        tensors = {k: v.contiguous() for k, v in optimizers.state_tensors().items()}
-        safetensors.torch.save_file(tensors, training / "optimizer.safetensors")
+        write_tensors(training / "optimizer.safetensors", optimizers.state_tensors())
         content = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
         (training / "state.json").write_text(content, encoding="utf-8")
-    protected = {checkpoint_path(run, state.best_step)} if state.best_step is not None else set()
-    for old in checkpoints(run)[:-keep]:
-        if old not in protected:
-            shutil.rmtree(old, ignore_errors=True)
+    kept = set(checkpoints(run)[-keep:])
+    if state.best_step is not None:
+        _write_best(run, state)
+        kept.add(checkpoint_path(run, state.best_step))
+    for old in checkpoints(run):
+        if old not in kept:
+            _remove(old)
     return target
 
 
 def restore(
     run: Path, model: Any, optimizers: Optimizers, fingerprint: dict[str, str]
-) -> tuple[TrainingState, list[str]]:
-    """Load the newest sound checkpoint into `model` and `optimizers`.
+) -> tuple[TrainingState | None, list[str]]:
+    """Load the newest sound checkpoint into `model` and `optimizers`, and the random generators.
+
+    Damaged ones that are newer get the name `damaged-step-…`, so that nothing takes them for the
+    newest again.
 
     Returns:
-        The state, and a sentence for every damaged checkpoint that was passed over. Step 0 when
-        the run has no checkpoint at all.
+        The state (None when the run has no checkpoint at all), and sentences for the user.
 
     Raises:
         RunError: Something that the run depends on has changed since.
@@ -108,34 +125,84 @@ def restore(
     """
     messages: list[str] = []
     found = checkpoints(run)
-    for folder in reversed(found):
+    for position in reversed(range(len(found))):
+        folder = found[position]
         try:
             verify_folder(folder)
             state = _read_state(folder / "training" / "state.json")
+            messages += compare(state.fingerprint, fingerprint)
             loaded, _, _ = load_model(folder)
-            tensors = safetensors.torch.load_file(folder / "training" / "optimizer.safetensors")
-        except (InkstoneError, OSError, ValueError, safetensors.SafetensorError) as error:
+            tensors = read_tensors(folder / "training" / "optimizer.safetensors")
+        except RunError:
+            raise
+        except (InkstoneError, OSError) as error:
             reason = str(error).splitlines()[0]
             messages.append(f"checkpoint {folder.name} is damaged ({reason}); trying an older one")
             continue
-        _compare(state.fingerprint, fingerprint)
         model.load_state_dict(loaded.state_dict())
-        try:
-            optimizers.load_state_tensors(tensors)
-        except KeyError as error:
-            raise CheckpointError(f"{folder}: optimizer state does not fit: {error}") from error
-        torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state.rng), dtype=torch.uint8))
+        optimizers.load_state_tensors(tensors)
+        set_rng(state.rng)
+        for damaged in found[position + 1 :]:
+            with contextlib.suppress(OSError):
+                damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
         return state, messages
     if found:
         raise CheckpointError(
             f"no checkpoint in {run} can be read: " + "; ".join(messages),
             fix="start again in a new folder",
         )
-    return TrainingState(), messages
+    return None, messages
+
+
+def get_rng(device: torch.device) -> dict[str, str]:
+    """States of the random generators that a training step on `device` may use."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found[str(device)] = torch.cuda.get_rng_state(device)
+    return {name: state.numpy().tobytes().hex() for name, state in found.items()}
+
+
+def set_rng(states: dict[str, str]) -> None:
+    """Put back what `get_rng` gave.
+
+    Raises:
+        CheckpointError: It is no such state.
+    """
+    for name, value in states.items():
+        try:
+            state = torch.frombuffer(bytearray.fromhex(value), dtype=torch.uint8)
+            if name == "cpu":
+                torch.set_rng_state(state)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(state, name)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"random generator state of {name}: {error}") from error
+
+
+def _write_best(run: Path, state: TrainingState) -> None:
+    content = {"step": state.best_step, "nats_per_token": state.best_score}
+    try:
+        write_atomic(run / BEST, json.dumps(content))
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {run / BEST}: {error.strerror}",
+            fix="the checkpoints are intact; make room and continue the run",
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint so that a half-deleted one is never taken for a whole one.
+
+    The hidden name is one that the next save sweeps away.
+    """
+    hidden = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _read_state(path: Path) -> TrainingState:
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = read_json(path)
     if raw.pop("format", None) != FORMAT:
         raise CheckpointError(
             f"{path}: format is not {FORMAT}", fix="use the version that wrote it"
@@ -144,13 +211,3 @@ def _read_state(path: Path) -> TrainingState:
         return TrainingState(**raw)
     except TypeError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _compare(then: dict[str, str], now: dict[str, str]) -> None:
-    changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
-    if changed:
-        details = "; ".join(f"{k}: {then.get(k)} then, {now.get(k)} now" for k in changed)
-        raise RunError(
-            f"cannot resume, the run depends on something that has changed ({details})",
-            fix="restore it, or start a new run",
-        )

@@ -108,7 +108,7 @@ def test_timings_correct_the_guess() -> None:
 
 
 def test_impossible_model_settings_are_a_named_error() -> None:
-    with pytest.raises(ModelError, match="multiple|divide"):
+    with pytest.raises(ModelError, match=r"multiple|divide"):
         plan({"model": {"family": "gpt2", "d_model": 100, "n_heads": 7}})
 
 
