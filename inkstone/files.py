@@ -89,8 +89,9 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target).absolute()
     lock = -1
-    private = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    private = target
     try:
+        private = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         private.mkdir()
@@ -106,8 +107,8 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
             fix="what was there before is intact; make room or choose another place, and go on",
         ) from error
     finally:
-        # After success this name is gone, or holds what was replaced.
-        shutil.rmtree(private, ignore_errors=True)
+        if private != target:  # after success this name is gone, or holds what was replaced
+            shutil.rmtree(private, ignore_errors=True)
         if lock >= 0:
             os.close(lock)
 

@@ -29,12 +29,27 @@ def python_prose() -> Iterator[Document]:
 
 
 def _topics(path: Path) -> Iterator[Document]:
+    """Topics that no longer one holds already: a section of a chapter is a topic as well."""
     tree = _parse(path)
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, ast.Dict):
-            for number, value in enumerate(node.values, start=1):
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    yield Document(value.value, "pydoc_data/topics.py", number)
+    found = [
+        Document(value.value, "pydoc_data/topics.py", number)
+        for node in (ast.walk(tree) if tree else ())
+        if isinstance(node, ast.Dict)
+        for number, value in enumerate(node.values, start=1)
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    ]
+    seen: set[str] = set()
+    longest_first = sorted(found, key=lambda document: -len(document.text))
+    kept = [document for document in longest_first if _is_new(document.text, seen)]
+    yield from sorted(kept, key=lambda document: document.index)
+
+
+def _is_new(text: str, seen: set[str]) -> bool:
+    """Whether most paragraphs of a text have not been seen; they are from now on."""
+    paragraphs = {" ".join(paragraph.split()) for paragraph in text.split("\n\n")}
+    new = paragraphs - seen
+    seen |= paragraphs
+    return sum(map(len, new)) > 0.5 * sum(map(len, paragraphs))
 
 
 def _docstrings(path: Path, name: str) -> Iterator[Document]:

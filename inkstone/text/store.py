@@ -104,6 +104,8 @@ class DocumentStore:
 
     def records(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[Utf8, str, int]]:
         """Text (UTF-8), source and index of some documents in ascending order, streaming."""
+        if not len(numbers):
+            return  # an empty file cannot be mapped
         origins = np.memmap(self.folder / "origins.bin", "<u8", "r").reshape(-1, 2)
         chosen, at, name = np.asarray(numbers, np.int64), -1, ""
         with open(self.folder / "sources.jsonl", encoding="utf-8") as names:

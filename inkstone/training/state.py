@@ -98,13 +98,14 @@ def save(
         write_tensors(training / "optimizer.safetensors", optimizers.state_tensors())
         content = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
         (training / "state.json").write_text(content, encoding="utf-8")
-    kept = set(checkpoints(run)[-keep:])
     if state.best_step is not None:
         _write_best(run, state)
-        kept.add(checkpoint_path(run, state.best_step))
-    for old in checkpoints(run):
-        if old not in kept:
-            _remove(old)
+    with contextlib.suppress(OSError):  # one too many does no harm, and the next save looks again
+        found = checkpoints(run)
+        best = checkpoint_path(run, state.best_step) if state.best_step is not None else None
+        for old in found[:-keep]:
+            if old != best:
+                _remove(old)
     return target
 
 
