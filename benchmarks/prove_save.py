@@ -62,7 +62,9 @@ class Scene:
                 p.fill_(value)
 
     def _value(self, model: Any) -> int:
-        values = {float(v) for p in model.parameters() for v in (p.detach().min(), p.detach().max())}
+        values = {
+            float(v) for p in model.parameters() for v in (p.detach().min(), p.detach().max())
+        }
         assert len(values) == 1, f"weights of two saves are mixed: {values}"
         return int(values.pop())
 

@@ -165,13 +165,13 @@ class _Planner:
     # --- the shape -------------------------------------------------------------------------------
 
     def _shape(self) -> tuple[Shape, float, float]:
-        """The candidate with the lowest expected loss in the time; timed, then chosen again."""
+        """The smallest candidate of those with the lowest expected loss; timed, then chosen again."""
         candidates = self._candidates()
         measured: dict[int, float] = {}
         best = 0
         for _ in range(c.TIMED_SHAPES + 1):
             losses = [self._outcome(s, measured.get(i))[0] for i, s in enumerate(candidates)]
-            best = min(range(len(candidates)), key=losses.__getitem__)
+            best = next(i for i, x in enumerate(losses) if x <= min(losses) + c.EQUAL_NATS)
             if best in measured or self.time_step is None or len(measured) == c.TIMED_SHAPES:
                 break
             if len(candidates) == 1 and not self.minutes:

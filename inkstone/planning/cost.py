@@ -29,18 +29,13 @@ def predicted_loss(budget: Budget) -> float:
     """
     unique = max(1.0, min(budget.tokens, budget.unique))
     data = _worth(budget.tokens, unique, c.REPEATS_WORTH)
-    fitting = compute_optimal_parameters(unique)
-    parameters = _worth(budget.parameters, min(fitting, budget.parameters), c.SURPLUS_WORTH)
+    fitting = min(budget.parameters, unique * c.PARAMETERS_PER_TOKEN)
+    parameters = _worth(budget.parameters, fitting, c.SURPLUS_WORTH)
     return (
         c.LOSS_FLOOR_NATS
         + c.LOSS_PARAMETERS / parameters**c.LOSS_EXPONENT
         + c.LOSS_DATA / data**c.LOSS_EXPONENT
     )
-
-
-def compute_optimal_parameters(tokens: float) -> float:
-    """N that balances both terms of the law at D = `tokens`: about D / 20."""
-    return tokens * (c.LOSS_PARAMETERS / c.LOSS_DATA) ** (1 / c.LOSS_EXPONENT)
 
 
 def _worth(used: float, unique: float, half_life: float) -> float:
