@@ -45,7 +45,7 @@ import sys, numpy as np, torch
 sys.path.insert(0, ".")
 from model import GPT, GPTConfig
 torch.set_num_threads(2)
-saved = torch.load(sys.argv[1] + "/ckpt.pt", map_location="cpu")
+saved = torch.load(sys.argv[1] + "/ckpt.pt", map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**saved["model_args"]))
 model.load_state_dict(saved["model"])
 model.eval()

@@ -165,7 +165,7 @@ class _Planner:
     # --- the shape -------------------------------------------------------------------------------
 
     def _shape(self) -> tuple[Shape, float, float]:
-        """The smallest candidate of those with the lowest expected loss; timed, then chosen again."""
+        """The smallest candidate with (nearly) the lowest expected loss; timed, chosen again."""
         candidates = self._candidates()
         measured: dict[int, float] = {}
         best = 0

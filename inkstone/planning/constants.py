@@ -5,7 +5,7 @@ from __future__ import annotations
 # --- How loss falls with parameters and data -----------------------------------------------------
 # L(N, D) = E + A / N^α + B / D^α, and the worth of repeated data and of surplus parameters:
 # "Scaling Data-Constrained Language Models" (Muennighoff et al. 2023), equations 5-7 and the fit of
-# its appendix A. Two of its numbers were measured again here, in runs of minutes on a few megabytes,
+# its appendix A. Two of its numbers were measured again, in runs of minutes on a few megabytes,
 # where a larger model that sees the text less often wins: a parameter is surplus beyond one for
 # each unique token (there 1/20), and R*_D is 4 (there 15.39). Early stopping keeps the best model.
 LOSS_FLOOR_NATS = 1.87

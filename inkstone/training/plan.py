@@ -86,7 +86,7 @@ class Plan:
         config = self.config
         if config.minutes is None or math.isnan(step_s):
             return
-        if self.legs and step <= self.legs[-1].step:
+        if self.legs and not self.legs[-1].step < step < self.legs[-1].end:
             return
         available = max(0.0, 60 * config.minutes - reserve_s)
         left = max(1, round((available - elapsed_s) / max(step_s, 1e-9)))
