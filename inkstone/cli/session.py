@@ -34,6 +34,10 @@ def run_training(
         typer.Exit: With 128 + signal when a signal ended training after a durable checkpoint.
         InkstoneError: The run could not start or go on.
     """
+    from inkstone.training.lock import check_free
+
+    if resume or run:
+        check_free(Path(str(resume or run)))  # before torch is imported: an answer at once
     from inkstone import pipeline
     from inkstone import recipe as recipes
     from inkstone.cli.progress import observer

@@ -1,25 +1,28 @@
-"""Conversations to token ids through a sandboxed Jinja template.
+"""Conversations to token ids through a chat template.
 
 The text of a message never becomes a control token: the template is rendered with placeholders in
-its place, the template's own text is encoded with special tokens on, the messages with them off.
+its place; control tokens are then looked for in what the template itself wrote, and everything
+between two of them (markup and messages together, as a tokenizer meets them) is encoded with
+control tokens off.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
+from tokenizers import AddedToken
 
 from inkstone.errors import TokenizerError
+from inkstone.tokenizers.sandbox import render
 
 SPECIALS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 ROLES = ("system", "user", "assistant")
 MAX_TURNS = 10_000
-MAX_RENDERED = 2**20  # characters of markup; the messages themselves do not count
+_EDGE = 64  # characters of white space around a message that a template may see, to trim them
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no filter of a template changes them
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -31,47 +34,75 @@ TEMPLATE = (
 
 def chat_ids(
     template: str,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
-    encode_markup: Callable[[str], list[int]],
-    encode_text: Callable[[str], list[int]],
-    special_tokens: dict[str, str],
+    encode: Callable[[str], list[int]],
+    control: Mapping[int, AddedToken],
+    names: Mapping[str, str],
     add_generation_prompt: bool,
 ) -> list[int]:
     """Token ids of a conversation.
 
+    The template sees the role of each message and a stand-in for its content, with the white space
+    at its edges; other fields are left out. What the template does with a message's words
+    themselves (searching them, splitting them) therefore has no effect.
+
     Args:
         template: Jinja source, as in `tokenizer_config.json`.
         messages: Objects with `role` and `content`.
-        encode_markup: Encodes the template's own text, control tokens included.
-        encode_text: Encodes what people wrote, in which nothing is a control token.
-        special_tokens: Names that the template may use (`bos_token`, `eos_token`).
+        encode: Encodes text, in which nothing is a control token.
+        control: The control tokens by id.
+        names: Names that the template may use (`bos_token`, `eos_token`, …).
         add_generation_prompt: End with the mark of the assistant's turn.
 
     Raises:
         TokenizerError: A malformed message, or a template that fails or asks for too much.
     """
     check_messages(messages)
-    nonce = secrets.token_hex(8)
-    held = [{**m, "content": f"\x00{nonce}:{i}\x00"} for i, m in enumerate(messages)]
-    try:
-        rendered = (
-            _environment()
-            .from_string(template)
-            .render(messages=held, add_generation_prompt=add_generation_prompt, **special_tokens)
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise TokenizerError(
-            f"the chat template failed: {error}", fix="mend chat_template, or use another model"
-        ) from error
-    if len(rendered) > MAX_RENDERED + 40 * len(messages):
-        raise TokenizerError("the chat template writes too much")
+    nonce = str(secrets.randbits(64))  # digits: upper and lower case are the same
+    contents: list[str] = []
+    held = []
+    for message in messages:
+        left, core, right = _edges(message["content"])
+        if core:
+            mark = f"{_OPEN}{nonce}:{len(contents)}{_CLOSE}"
+            contents.append(core)
+        else:
+            mark = ""
+        held.append({"role": message["role"], "content": f"{left}{mark}{right}"})
+    rendered = render(template, held, add_generation_prompt=add_generation_prompt, **names)
+    parts = re.split(f"{_OPEN}{nonce}:(\\d+){_CLOSE}", rendered)
     ids: list[int] = []
-    for number, part in enumerate(re.split(f"\x00{nonce}:(\\d+)\x00", rendered)):
+    waiting, strip_next = "", False
+
+    def text(part: str, *, strip: bool = False) -> None:
+        nonlocal waiting, strip_next
+        waiting += part.lstrip() if strip_next and not waiting else part
+        waiting = waiting.rstrip() if strip else waiting
+        strip_next = strip_next and not waiting
+
+    def flush() -> None:
+        nonlocal waiting
+        if waiting:
+            ids.extend(encode(waiting))
+        waiting = ""
+
+    table = {token.content: (i, token) for i, token in control.items()}
+    ordered = sorted(table, key=len, reverse=True)
+    literal = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    for number, part in enumerate(parts):
         if number % 2:
-            ids += encode_text(messages[int(part)]["content"])
-        elif part:
-            ids += encode_markup(part)
+            text(contents[_index(part, contents)])
+            continue
+        start = 0
+        for match in literal.finditer(part):
+            token_id, token = table[match[0]]
+            text(part[start : match.start()], strip=token.lstrip)
+            flush()
+            ids.append(token_id)
+            start, strip_next = match.end(), token.rstrip
+        text(part[start:])
+    flush()
     return ids
 
 
@@ -80,57 +111,39 @@ def check_messages(messages: Any) -> None:
     TokenizerError: Not a list of {"role", "content"} with known roles and text.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise TokenizerError("a conversation is a list of at least one message")
+        raise TokenizerError(
+            "a conversation is a list of at least one message",
+            fix='such as [{"role": "user", "content": "Hello"}]',
+        )
     if len(messages) > MAX_TURNS:
-        raise TokenizerError(f"a conversation of {len(messages):,} messages is too long")
+        raise TokenizerError(
+            f"a conversation of {len(messages):,} messages is too long",
+            fix=f"keep the last {MAX_TURNS:,} or fewer",
+        )
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or {"role", "content"} - message.keys():
-            raise TokenizerError(f'message {number}: needs "role" and "content"')
-        if message["role"] not in ROLES:
+        where = f"message {number}"
+        if not isinstance(message, Mapping) or {"role", "content"} - message.keys():
+            raise TokenizerError(f'{where}: needs "role" and "content"')
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
             raise TokenizerError(
-                f"message {number}: unknown role {message['role']!r}", fix=f"known: {ROLES}"
+                f"{where}: unknown role {str(role)[:40]!r}", fix=f"known: {', '.join(ROLES)}"
             )
-        if not isinstance(message["content"], str):
-            raise TokenizerError(f"message {number}: content is not text")
+        if not isinstance(content, str):
+            raise TokenizerError(f"{where}: content is {type(content).__name__}, not text")
 
 
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """No attribute of Python's own, short ranges, no giant strings."""
-
-    intercepted_binops = frozenset(["*", "**", "+"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise jinja2.TemplateError("** is not allowed in a chat template")
-        if operator == "*" and not (isinstance(left, int) and isinstance(right, int)):
-            raise jinja2.TemplateError("only numbers may be multiplied in a chat template")
-        value = super().call_binop(context, operator, left, right)
-        if isinstance(value, (str, list)) and len(value) > MAX_RENDERED:
-            raise jinja2.TemplateError("the chat template writes too much")
-        return value
+def _edges(content: str) -> tuple[str, str, str]:
+    """White space before, the rest, white space after."""
+    core = content.strip()
+    start = content.find(core)
+    left, right = content[:start], content[start + len(core) :]
+    if len(left) > _EDGE or len(right) > _EDGE:
+        return "", content, ""
+    return left, core, right
 
 
-class _Budget:
-    """Steps that one rendering may take."""
-
-    def __init__(self) -> None:
-        self.left = 200_000
-
-    def range(self, *bounds: int) -> range:
-        steps = range(*bounds)
-        self.left -= len(steps)
-        if self.left < 0:
-            raise jinja2.TemplateError("the chat template loops too long")
-        return steps
-
-
-def _environment() -> _Sandbox:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(str(message)[:200])
-
-    environment.globals = {"range": _Budget().range, "raise_exception": raise_exception}
-    for risky in ("center", "format", "indent", "xmlattr", "pprint", "wordwrap", "filesizeformat"):
-        environment.filters.pop(risky, None)
-    return environment
+def _index(number: str, contents: list[str]) -> int:
+    if int(number) >= len(contents):
+        raise TokenizerError("the chat template wrote a stand-in of its own")
+    return int(number)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ class Tokenizer:
         self.backend = backend
         self.special, self.chat_template, self.kind = special, chat_template, kind
         added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._control = {i: token for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._control)
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         eos_id = self._id("eos_token")
@@ -69,7 +70,7 @@ class Tokenizer:
         self._bytes: list[bytes] | None = None
         # these models know whole pieces, control tokens among them, and would find them in a text
         whole = isinstance(backend.model, (models.Unigram, models.WordLevel, models.WordPiece))
-        literals = [t.content for i, t in added.items() if t.special and i != self.unk_id]
+        literals = [t.content for i, t in self._control.items() if i != self.unk_id]
         self._literals = re.compile("|".join(map(re.escape, literals))) if whole else None
 
     def encode(self, text: str) -> list[int]:
@@ -132,7 +133,7 @@ class Tokenizer:
         return self._bytes[token]
 
     def chat_ids(
-        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Ids of a conversation through the chat template.
 
@@ -146,9 +147,9 @@ class Tokenizer:
         return chat.chat_ids(
             self.chat_template,
             messages,
-            encode_markup=self._encode_markup,
-            encode_text=self.encode,
-            special_tokens=self.special,
+            encode=self.encode,
+            control={i: t for i, t in self._control.items() if i != self.unk_id},
+            names=self.special,
             add_generation_prompt=add_generation_prompt,
         )
 
@@ -198,11 +199,6 @@ class Tokenizer:
                 start = middle
             out.append(part[start:])
         return out
-
-    def _encode_markup(self, text: str) -> list[int]:
-        self.backend.encode_special_tokens = False
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
 
     def _marks_words(self) -> bool:
         """Whether a word's token carries the space before it, also at the start of a text."""

@@ -14,7 +14,13 @@ from inkstone.config import Progress
 from inkstone.errors import TokenizerError
 from inkstone.tokenizers import chat
 from inkstone.tokenizers.config import TokenizerConfig
-from inkstone.tokenizers.tokenizer import EOS, Tokenizer, pieces, special_token
+from inkstone.tokenizers.tokenizer import (
+    EOS,
+    Tokenizer,
+    byte_characters,
+    pieces,
+    special_token,
+)
 
 SPECIALS = (EOS, *chat.SPECIALS)
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -139,15 +145,19 @@ def _wordpiece(
 
 
 def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple[str, ...]) -> Made:
-    """With a token for every byte behind it, so that any text comes back whole."""
+    """Over bytes, each of which is a token, so that any text comes back whole."""
     backend = tokenizers.Tokenizer(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(MODERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.UnigramTrainer(
-        vocab_size=max(size - 256 - len(specials), 32),
+        vocab_size=max(size - len(specials), 256 + 1),
         special_tokens=[special_token("<unk>")],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         unk_token="<unk>",
         show_progress=False,
     )
@@ -159,9 +169,10 @@ def _unigram(corpus: Corpus, config: TokenizerConfig, size: int, specials: tuple
             fix='raise tokenizer.vocab_size, or use tokenizer.kind="bpe"',
         ) from error
     tree: dict[str, Any] = json.loads(backend.to_str())
-    lowest = min((score for _, score in tree["model"]["vocab"]), default=0.0) - 10.0
-    tree["model"]["vocab"] += [[f"<0x{b:02X}>", lowest] for b in range(256)]
-    tree["model"]["byte_fallback"] = True
+    table = tree["model"]["vocab"]
+    lowest = min((score for _, score in table), default=0.0) - 10.0
+    known = {piece for piece, _ in table}
+    table += [[c, lowest] for c in sorted(byte_characters().values()) if c not in known]
     backend = tokenizers.Tokenizer.from_str(json.dumps(tree))
     backend.add_special_tokens([special_token(s) for s in specials])
     return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}

@@ -36,6 +36,22 @@ def run_lock(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_free(run: Path) -> None:
+    """A look ahead, before anything slow is done: does another process write this run?
+
+    Raises:
+        RunError: It does; as in `run_lock`.
+    """
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # no run, or not one that can be written: said later, with what is wrong
+    try:
+        _take(descriptor, run)
+    finally:
+        os.close(descriptor)
+
+
 def _take(descriptor: int, run: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from inkstone.recipe import load
+from inkstone.training.lock import run_lock
 
 
 def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, Any]) -> None:
@@ -162,3 +163,17 @@ def test_signals_leave_a_run_that_goes_on_to_the_same_end(
         assert told.code == 0, told.err
     weights = [(f / "model" / "model.safetensors").read_bytes() for f in (tmp_path / "a/run", run)]
     assert weights[0] == weights[1]
+
+
+def test_a_second_trainer_is_refused_at_once(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    """The lock is asked before torch is imported, so the answer takes no second."""
+    run, _ = finished
+    code = (
+        "import sys; from inkstone.cli.main import main; "
+        f"code = main(['train', '--resume', {str(run)!r}]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    with run_lock(run):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout.split() == ["1", "False"]
+    assert f"pid {os.getpid()}" in told.stderr and "Traceback" not in told.stderr
