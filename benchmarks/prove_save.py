@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,7 @@ def prove(
     Returns:
         The number of system calls, of experiments, of outcomes by kind, and what went wrong.
     """
+    torch.set_num_threads(1)  # a forked process has no other threads
     before = root / "before"
     before.mkdir(parents=True)
     scene = make(before)
@@ -214,20 +217,27 @@ def prove(
     }
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="Only every n-th system call.")
     arguments = parser.parse_args()
     if shutil.which("strace") is None:
         sys.exit("strace is missing; install Debian's package strace")
-    torch.set_num_threads(1)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in (Checkpoint, Folder):
-            say = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
-            rows.append(prove(kind, Path(folder) / kind.__name__, arguments.every, say))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
+    ):
+        started = [
+            pool.submit(prove, kind, Path(folder) / kind.__name__, arguments.every, _say)
+            for kind in (Checkpoint, Folder)
+        ]
+        rows = [one.result() for one in started]
     text = json.dumps(rows, indent=1) + "\n"
-    print("\n" + text, end="")
+    print(text, end="")
     out = ROOT / "docs" / "proofs"
     out.mkdir(parents=True, exist_ok=True)
     (out / "save.json").write_text(text, encoding="utf-8")

@@ -58,6 +58,9 @@ class Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and never shows a traceback for a user's mistake."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before we started, as `>&-` does
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     before = _watch_signals()
     try:
         return _run(arguments)

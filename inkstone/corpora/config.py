@@ -13,7 +13,7 @@ class CorpusConfig(Section):
     Attributes:
         seq_len: Tokens a row; None lets planning choose.
         shard_tokens: Tokens a shard file holds at most.
-        workers: Processes that encode; None means one a core.
+        workers: Threads that encode; None means one a core.
         mask_documents: Attention and loss do not cross document boundaries.
         seed: Order of the rows.
     """

@@ -80,3 +80,17 @@ def test_doctor_reports_what_it_measured(tool: Any) -> None:
     text = tool("doctor", "--seconds", "0.05").out
     for name in ("python", "torch", "instructions", "matmul", "memory speed", "gpu", "disk"):
         assert name in text
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "| head -c 3 >/dev/null"])
+def test_a_closed_output_is_no_crash(closed: str) -> None:
+    script = f"set -o pipefail; {sys.executable} -m inkstone recipes {closed}"
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert told.returncode in (0, 1) and "Traceback" not in told.stderr
+
+
+def test_two_dozen_descriptors_are_enough(finished: tuple[Path, Any]) -> None:
+    run, _ = finished
+    script = f"ulimit -n 24; {sys.executable} -m inkstone generate {run} the --max-tokens 3"
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "") and told.stdout.startswith("the")
