@@ -41,7 +41,7 @@ def theirs(precision: str) -> Callable[[], float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -70,7 +70,10 @@ def ours() -> Callable[[], float]:
         def __next__(self) -> Batch:
             return batch
 
-    config = TrainingConfig(max_steps=10**6, micro_batch_size=ROWS, optimizer="adamw", lr=1e-4)
+    config = TrainingConfig(
+        max_steps=10**6, micro_batch_size=ROWS, optimizer="adamw", lr=1e-4, warmup_steps=0,
+        betas=(0.9, 0.999), weight_decay=0.01, schedule="wsd", decay_fraction=0.0,
+    )  # fmt: skip
     stream: Any = Same()
     trainer = Trainer(model, stream, config, Path("."), save_model=lambda folder: None)
     trainer.plan = Plan(config, Path("/nonexistent"))

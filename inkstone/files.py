@@ -108,9 +108,10 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         ) from error
     finally:
         if private != target:  # after success this name is gone, or holds what was replaced
-            shutil.rmtree(private, ignore_errors=True)
+            _remove_tree(private)
         if lock >= 0:
-            os.close(lock)
+            with contextlib.suppress(OSError):  # nothing was written through it
+                os.close(lock)
 
 
 def recover(target: Path | str) -> None:
@@ -253,7 +254,7 @@ def _put_in_place(private: Path, target: Path) -> None:
             target.rename(private)
         aside.rename(target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove_tree(aside)
 
 
 def _exchange(left: Path, right: Path) -> bool:
@@ -280,7 +281,13 @@ def _sweep(parent: Path) -> None:
         if found["kind"] == "old":
             recover(parent / found["name"])
         if path.exists() and not _in_use(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Delete what can be deleted; the next save sweeps away the rest."""
+    with contextlib.suppress(OSError):  # rmtree lets an error of fstat through all the same
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_use(folder: Path) -> bool:

@@ -44,9 +44,9 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     """
     if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
         return torch.cat([linear(x) for linear in linears], dim=-1)
-    weight = torch.cat([m.weight for m in linears]).to(x.dtype)
+    weight = torch.cat([m.weight.to(x.dtype) for m in linears])
     biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
-    bias = torch.cat(biases).to(x.dtype) if biases else None
+    bias = torch.cat([b.to(x.dtype) for b in biases]) if biases else None
     return F.linear(x, weight, bias)
 
 

@@ -17,7 +17,7 @@ IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 27  # of one chunk of logits
 SOFTMAX_BYTES = 1 << 22  # of the fp32 rows in hand on a CPU: they stay in its cache
 ALIGN = 512  # columns; matmul kernels lose a tenth of their speed on an odd row length
-SLICE = 4096  # words whose weight gradient is in hand at a time
+SLICE = 20_000  # words that a matmul takes at a time on a CPU, at most
 
 
 def chunked_cross_entropy(
@@ -80,14 +80,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = hidden[start : start + chunk]
             scores = room[: len(rows), : len(weight)]
-            if low_bias is None:
-                torch.mm(rows, low.T, out=scores)
-            else:
-                torch.addmm(low_bias, rows, low.T, out=scores)
+            for part in _word_slices(low):
+                if low_bias is None:
+                    torch.mm(rows, low[part].T, out=scores[:, part])
+                else:
+                    torch.addmm(low_bias[part], rows, low[part].T, out=scores[:, part])
             wanted = any(ctx.needs_input_grad)
             total += _score(scores, targets[start : start + chunk], z_loss, want_gradient=wanted)
             if d_hidden is not None:
-                torch.mm(scores, low, out=d_hidden[start : start + chunk])
+                d_hidden[start : start + chunk] = _sum_of_products(scores, low)
             if d_weight is not None:
                 _add_outer(d_weight, scores, rows, first=start == 0)
             if d_bias is not None:
@@ -134,11 +135,27 @@ def _row_slices(scores: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _word_slices(weight: Tensor) -> Iterator[slice]:
+    """Slices of the vocabulary: on a CPU a matmul is faster when its operands fit the cache."""
+    count = -(-len(weight) // SLICE) if weight.device.type == "cpu" else 1
+    step = max(1, -(-len(weight) // (count * 64)) * 64)  # equal ones
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """left [n, V] · right [V, D], summed over slices in fp32."""
+    total: Tensor | None = None
+    for part in _word_slices(right):
+        product = left[:, part] @ right[part]
+        total = product.float() if total is None else total.add_(product)
+    assert total is not None
+    return total
+
+
 def _add_outer(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
     """total [V, D] += leftᵀ [V, n] · right [n, D], widened slice by slice while it is in cache."""
-    step = SLICE if total.device.type == "cpu" else len(total)
-    for start in range(0, len(total), step):
-        part = slice(start, start + step)
+    for part in _word_slices(total):
         product = left[:, part].T @ right
         if first:
             total[part].copy_(product)
