@@ -166,7 +166,8 @@ def _train_and_finish(
         save_model=lambda out: save_model(out, model, prepared.tokenizer, info=info),
         evaluate=_scorer(model, prepared, recipe),
         hooks=[_Relay(observer)],
-        fingerprint={**prepared.hashes, "inkstone": __version__},
+        fingerprint={k: v for k, v in prepared.hashes.items() if k != "text"}
+        | {"inkstone": __version__},
         flops_per_token=training_flops(recipe),
         peak_flops=machine.matmul_gflops[recipe.training.precision] * 1e9,
     )
@@ -222,12 +223,14 @@ def _training_summary(result: TrainingResult) -> str:
 
 
 def _compare(then: dict[str, str], now: dict[str, str], run: Path) -> None:
+    """What training reads must be the same; other text that gives the same tokens is no change."""
     names = {"text": "the text or its cleaning", "tokenizer": "the tokenizer",
              "train": "the tokens", "valid": "the held-out tokens"}  # fmt: skip
-    changed = [names.get(k, k) for k in sorted(then) if then[k] != now.get(k)]
-    if changed:
+    changed = [k for k in sorted(then) if then[k] != now.get(k)]
+    if set(changed) - {"text"}:
+        listed = ", ".join(names.get(k, k) for k in changed)
         raise RunError(
-            f"{run} cannot be continued: {', '.join(changed)} changed since it began",
+            f"{run} cannot be continued: {listed} changed since it began",
             fix="put the data back as it was, or start a new run with --run",
         )
 
