@@ -157,7 +157,7 @@ def nanogpt(checkout: Path) -> dict[str, Any]:
         command = [sys.executable, "train.py", *NANOGPT, f"--out_dir={out}"]
         seconds, _ = timed(command, cwd=checkout)
         _, printed = timed([sys.executable, "-c", SCORE, out], cwd=checkout)
-    return {"side": "nanoGPT", "seconds": seconds, "nats per character": float(printed)}
+    return {"side": "nanoGPT", "seconds": seconds, "nats per character": float(printed.split()[-1])}
 
 
 def mine(name: str) -> dict[str, Any]:
