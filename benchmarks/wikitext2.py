@@ -121,7 +121,7 @@ def main() -> None:
         model.compute_dtype = device.training_dtype("cpu")
         spent = (time.perf_counter() - began) / 60
         settings = {
-            "minutes": arguments.minutes - spent, "micro_batch_size": arguments.rows, "lr": 2e-3,
+            "minutes": arguments.minutes - spent, "micro_batch_size": arguments.rows, "lr": 3e-3,
             "matrix_lr": 0.02, "warmup_steps": 50, "decay_fraction": 0.6, "eval_every": 250,
             "weight_decay": 0.1,
         }  # fmt: skip
