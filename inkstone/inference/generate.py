@@ -19,7 +19,6 @@ from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.sampling import Sampler, TokenScore
 from inkstone.inference.stop import StopMatcher
-from inkstone.nn.cache import KVCache
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
@@ -268,16 +267,8 @@ class _Batch:
         self.model, self.rows, self.vocab_size = model, rows, vocab_size
         self.device = model.head_weight.device
         width = max(len(row.prompt) for row in rows)
-        config = model.config
-        self.cache = KVCache(
-            config.n_layers,
-            len(rows),
-            config.n_kv_heads,
-            config.head_dim,
-            min(config.max_seq_len, width + max(row.room for row in rows)),
-            model.compute_dtype,
-            self.device,
-        )
+        longest = width + max(row.room for row in rows)
+        self.cache = model.new_cache(len(rows), min(model.config.max_seq_len, longest))
         prompts = [row.prompt for row in rows]
         padded = [[0] * (width - len(ids)) + ids for ids in prompts]
         self._new = torch.tensor(padded, device=self.device)

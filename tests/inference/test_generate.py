@@ -12,6 +12,7 @@ from inkstone.checkpoint import load_model
 from inkstone.errors import UsageError
 from inkstone.inference import Generator, SamplingConfig
 from inkstone.models import gpt2, llama
+from inkstone.nn.cache import KVCache
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.tokenizers.train import train
@@ -58,6 +59,9 @@ class Scripted(torch.nn.Module):
         self.compute_dtype = torch.float32
         self.script = script
         self.calls = 0
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        return KVCache(1, batch, 1, 4, capacity)
 
     def hidden(self, input_ids: torch.Tensor, *, cache: Any, **_: Any) -> torch.Tensor:
         cache.reserve(input_ids.shape[1])
