@@ -13,10 +13,12 @@ def model_card(hf_config: dict[str, Any], about: dict[str, Any]) -> str:
         about: The contents of inkstone.json; numbers under "scores" are listed.
     """
     title = str(about.get("name") or f"A {hf_config['model_type']} language model")
+    their_class = str((hf_config.get("architectures") or ["AutoModel"])[0])
+    causal = their_class.endswith("ForCausalLM") or their_class.endswith("LMHeadModel")
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        *(["pipeline_tag: text-generation"] if causal else []),
         "tags: [inkstone]",
         "---",
         "",
@@ -27,10 +29,9 @@ def model_card(hf_config: dict[str, Any], about: dict[str, Any]) -> str:
         "",
         "```python",
         "import inkstone as ink",
-        'print(ink.load(".").generate("Once upon a time"))',
+        'print(ink.load(".").generate("Once upon a time"))' if causal else 'model = ink.load(".")',
         "",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained(".")',
+        *_elsewhere(hf_config["model_type"], their_class, causal),
         "```",
         "",
     ]
@@ -47,3 +48,11 @@ def model_card(hf_config: dict[str, Any], about: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _elsewhere(kind: str, their_class: str, causal: bool) -> list[str]:
+    """How transformers opens the folder, where it knows the family."""
+    if kind.startswith("inkstone_"):
+        return []
+    name = "AutoModelForCausalLM" if causal else their_class
+    return [f"from transformers import {name}", f'model = {name}.from_pretrained(".")']
