@@ -8,6 +8,7 @@ code files are never looked at.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from inkstone.checkpoint.card import model_card
 from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_tensors
 from inkstone.errors import CheckpointError, InkstoneError, ModelError
 from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
-from inkstone.models._weights import Weight, expand
+from inkstone.models._weights import LAYERS, Weight, expand
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 FORMAT = 1  # of inkstone.json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
-HEAD = "lm_head.weight"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -56,7 +56,7 @@ def save_model(
     """
     folder = Path(folder)
     family = registry.load("models", type(model).__module__.rsplit(".", 1)[-1])
-    dtype = dtype or model.head_weight.dtype
+    dtype = dtype or next(model.parameters()).dtype
     hf = family.to_hf_config(model.config)
     ids = _special_ids(tokenizer, model.config.vocab_size)
     name = str(dtype).removeprefix("torch.")
@@ -105,15 +105,18 @@ def load_model(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     family, config = _read_config(folder / "config.json")
+    entries = _find_tensors(folder)
+    _rename(family, entries)
+    if hasattr(family, "fit_config"):  # some parts show in the weights only
+        config = family.fit_config(config, set(entries))
     with torch.device("meta"):
         model = family.Model(config)
-    entries = _find_tensors(folder)
     plan = _plan(family, model, entries, folder)
     if (folder / MANIFEST).is_file():
         used = {"config.json", "tokenizer.json", "tokenizer_config.json", "inkstone.json", INDEX}
         verify_folder(folder, used | {entry.path.name for entry in entries.values()})
     state = _read_state(model, plan, entries, dtype or torch.float32)
-    _check_tied_head(family, entries, state)
+    _check_tied(_tied(family, plan), entries, state)
     model.load_state_dict(state, strict=True, assign=True)
     model.compute_dtype = dtype or torch.float32
     model.to(device).eval()
@@ -182,21 +185,41 @@ def _find_tensors(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path) -> list[Weight]:
-    """Match the tensors of the files with the parameters of the model, one by one.
+def _rename(family: ModuleType, entries: dict[str, Entry]) -> None:
+    """Names of old uploads become those of today; what carries no weight is dropped."""
+    for name in list(entries):
+        new = name
+        for pattern, replacement in getattr(family, "HF_RENAMED", ()):
+            new = re.sub(pattern, replacement, new)
+        if any(re.fullmatch(pattern, new) for pattern in family.HF_IGNORED):
+            del entries[name]
+        elif new != name:
+            entries[new] = entries.pop(name)
 
-    Names are normalised in `entries`; shapes and dtypes are compared; nothing is read.
+
+def _table(family: ModuleType, config: Any) -> Iterator[Weight]:
+    return expand(family.HF_NAMES, config, getattr(family, "HF_COUNTS", LAYERS))
+
+
+def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path) -> list[Weight]:
+    """Match the tensors of the files with those of the model, one by one.
+
+    Prefixes are normalised in `entries`; shapes and dtypes are compared; nothing is read.
     """
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    table = expand(family.HF_NAMES, model.config.n_layers)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = _table(family, model.config)
     rows = [row for row in table if row.ours[0] in shapes]
     expected = {row.theirs for row in rows}
+    tied = _tied(family, rows)
+    known = expected | tied.keys()
     for name in list(entries):
-        if any(re.fullmatch(pattern, name) for pattern in family.HF_IGNORED):
-            del entries[name]
-        elif name not in expected and family.HF_PREFIX + name in expected:
+        if name not in known and family.HF_PREFIX + name in known:
             entries[family.HF_PREFIX + name] = entries.pop(name)
-    unexpected = sorted(entries.keys() - expected - {HEAD})
+    for row in rows:  # some uploads hold only the second name of a tied weight
+        for alias in (theirs for theirs, name in tied.items() if name == row.ours[0]):
+            if row.theirs not in entries and alias in entries:
+                entries[row.theirs] = entries.pop(alias)
+    unexpected = sorted(entries.keys() - known)
     missing = sorted(expected - entries.keys())
     if missing or unexpected:
         found = f"tensor {missing[0]!r} is missing" if missing else ""
@@ -224,7 +247,7 @@ def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Pat
 def _read_state(
     model: nn.Module, rows: list[Weight], entries: dict[str, Entry], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    sizes = {name: p.shape[0] for name, p in model.named_parameters()}
+    sizes = {name: tensor.shape[0] for name, tensor in model.state_dict().items()}
     state = {}
     for row in rows:
         tensor = _read_weight(row.theirs, entries[row.theirs]).to(dtype)
@@ -245,25 +268,31 @@ def _read_weight(name: str, entry: Entry) -> Tensor:
     return tensor
 
 
-def _check_tied_head(
-    family: ModuleType, entries: dict[str, Entry], state: dict[str, Tensor]
-) -> None:
-    """A head that is stored although the configuration ties it must be the embedding."""
-    if HEAD not in entries or "head.weight" in state:
-        return
-    entry, embedding = entries[HEAD], state["embed.weight"]
-    if entry.shape != tuple(embedding.shape) or not torch.equal(
-        _read_weight(HEAD, entry).to(embedding.dtype), embedding
-    ):
-        raise CheckpointError(
-            f"{entry.path}: tensor {HEAD!r} differs from the embedding, but config.json ties them"
-        )
+def _tied(family: ModuleType, rows: list[Weight]) -> dict[str, str]:
+    """Second names under which a folder may hold a weight of ours again."""
+    own = {row.theirs for row in rows}
+    return {theirs: ours for theirs, ours in family.HF_TIED.items() if theirs not in own}
+
+
+def _check_tied(tied: dict[str, str], entries: dict[str, Entry], state: dict[str, Tensor]) -> None:
+    """A second copy of a weight that the configuration ties must equal the first."""
+    for name, ours in tied.items():
+        if name not in entries or ours not in state:
+            continue
+        entry, first = entries[name], state[ours]
+        if entry.shape != tuple(first.shape) or not torch.equal(
+            _read_weight(name, entry).to(first.dtype), first
+        ):
+            raise CheckpointError(
+                f"{entry.path}: tensor {name!r} differs from the embedding, "
+                "but config.json ties them"
+            )
 
 
 def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dtype) -> None:
-    ours = dict(model.named_parameters())
+    ours = model.state_dict()
     tensors: dict[str, Tensor] = {}
-    for row in expand(family.HF_NAMES, model.config.n_layers):
+    for row in _table(family, model.config):
         if row.ours[0] not in ours:
             continue
         parts = [ours.pop(name).detach() for name in row.ours]

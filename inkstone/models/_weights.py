@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+LAYERS = {"i": "n_layers"}  # what a placeholder counts, unless a family says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +24,27 @@ class Weight:
     transposed: bool = False
 
 
-def expand(table: Sequence[Weight], n_layers: int) -> Iterator[Weight]:
-    """The rows of a table with `{i}` replaced by every layer's number."""
-    for row in table:
-        if "{i}" not in row.theirs:
-            yield row
-            continue
-        for i in range(n_layers):
-            names = tuple(name.replace("{i}", str(i)) for name in row.ours)
-            yield Weight(row.theirs.replace("{i}", str(i)), names, row.transposed)
+def expand(
+    table: Sequence[Weight], config: Any, counts: Mapping[str, str] = LAYERS
+) -> Iterator[Weight]:
+    """The rows of a table with every placeholder replaced by each of its numbers.
+
+    Args:
+        table: `HF_NAMES` of a family.
+        config: Its configuration.
+        counts: Field of the configuration by placeholder: {"i": "n_layers"}.
+    """
+    rows = list(table)
+    for letter, name in counts.items():
+        rows = [numbered for row in rows for numbered in _number(row, letter, config, name)]
+    yield from rows
+
+
+def _number(row: Weight, letter: str, config: Any, name: str) -> Iterator[Weight]:
+    place = f"{{{letter}}}"
+    if place not in row.theirs:
+        yield row
+        return
+    for i in range(getattr(config, name)):
+        ours = tuple(x.replace(place, str(i)) for x in row.ours)
+        yield Weight(row.theirs.replace(place, str(i)), ours, row.transposed)

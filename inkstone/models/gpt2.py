@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from inkstone.config import Section
 from inkstone.errors import ModelError
+from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
@@ -111,18 +111,18 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """The whole network. Parameters are fp32; activations run in `compute_dtype`."""
 
+    config: Config
+
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        self.activation_checkpointing = False  # recompute each block in the backward pass
+        super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.d_model)
         self.position = Embedding(config.max_seq_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = LayerNorm(config.d_model, config.norm_eps)
+        self.head = None  # shares the token embedding
         self.init()
 
     @torch.no_grad()
@@ -139,9 +139,9 @@ class Model(nn.Module):
             elif name.endswith("bias"):
                 p.zero_()
         for block in self.blocks:
-            for linear in (block.o, block.down):
-                if not linear.weight.is_meta:  # type: ignore[union-attr]
-                    linear.weight.div_(math.sqrt(2 * self.config.n_layers))  # type: ignore
+            assert isinstance(block, Block)
+            scale_down(block.o, math.sqrt(2 * self.config.n_layers))
+            scale_down(block.down, math.sqrt(2 * self.config.n_layers))
 
     def hidden(
         self,
@@ -152,7 +152,6 @@ class Model(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """States after the final norm: [B, T] → [B, T, D]. Arguments as in `View.of`."""
         view = View.of(
             input_ids,
             max_seq_len=self.config.max_seq_len,
@@ -166,58 +165,8 @@ class Model(nn.Module):
         if self.config.dropout:
             x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, view, cache, layer, use_reentrant=False)
-            else:
-                x = block(x, view, cache, layer)
+            x = self.run(block, x, view, cache, layer)
         return self.norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every word: [..., D] → [..., V]."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """[B, T] → [B, T, V]."""
-        return self.logits(
-            self.hidden(
-                input_ids,
-                attention_mask=attention_mask,
-                segment_ids=segment_ids,
-                cache=cache,
-                positions=positions,
-            )
-        )
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` rows of up to `capacity` tokens."""
-        c = self.config
-        device = self.head_weight.device
-        return KVCache(
-            c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity, self.compute_dtype, device
-        )
-
-    @property
-    def head_weight(self) -> Tensor:
-        """[V, D]: the token embedding itself."""
-        return self.embed.weight
-
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the role that an optimizer cares about."""
-        groups: dict[str, list[nn.Parameter]] = {
-            "matrix": [], "embedding": [self.embed.weight, self.position.weight],
-            "head": [], "vector": [],
-        }  # fmt: skip
-        for p in (*self.blocks.parameters(), *self.norm.parameters()):
-            groups["matrix" if p.ndim == 2 else "vector"].append(p)
-        return groups
 
 
 def count_parameters(config: Config) -> int:
@@ -269,6 +218,7 @@ HF_NAMES = (
     Weight("transformer.ln_f.weight", ("norm.weight",)),
     Weight("transformer.ln_f.bias", ("norm.bias",)),
 )
+HF_TIED = {"lm_head.weight": "embed.weight"}
 HF_PREFIX = "transformer."  # OpenAI's own upload leaves it out
 HF_IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",)  # causal masks of old uploads
 

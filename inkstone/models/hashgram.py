@@ -98,11 +98,6 @@ class Model(llama.Model):
             c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity, self.compute_dtype, device
         )
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = super().param_groups()
-        groups["embedding"].append(self.ngrams.weight)
-        return groups
-
 
 def count_parameters(config: Config) -> int:
     """Llama's parameters and the n-gram table."""
@@ -116,6 +111,7 @@ def flops_per_token(config: Config, seq_len: int) -> float:
 
 
 HF_NAMES = (*llama.HF_NAMES, Weight("model.ngrams.weight", ("ngrams.weight",)))
+HF_TIED = llama.HF_TIED
 HF_PREFIX = llama.HF_PREFIX
 HF_IGNORED = llama.HF_IGNORED
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from inkstone.config import Section
 from inkstone.errors import ModelError
+from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
@@ -164,20 +164,23 @@ class Block(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """The whole network. Parameters are fp32; activations run in `compute_dtype`."""
 
+    config: Config
+
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        self.activation_checkpointing = False  # recompute each block in the backward pass
+        super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(self.new_block() for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab_size)
         self.rope = Rope(config.head_dim, config.rope_theta, config.max_seq_len)
         self.init()
+
+    def new_block(self) -> Block:
+        """One layer; a family with another feed-forward part (`mixtral`) has its own."""
+        return Block(self.config)
 
     @torch.no_grad()
     def init(self) -> None:
@@ -189,10 +192,9 @@ class Model(nn.Module):
         for p in self.parameters():
             if p.ndim == 2 and not p.is_meta:
                 p.normal_(0.0, 0.02)
-        for block in self.blocks:
-            for linear in (block.o, block.down):
-                if not linear.weight.is_meta:  # type: ignore[union-attr]
-                    linear.weight.div_(math.sqrt(2 * self.config.n_layers))  # type: ignore
+        for name, linear in self.named_modules():
+            if name.endswith((".o", ".down")):
+                scale_down(linear, math.sqrt(2 * self.config.n_layers))
 
     def embed_tokens(self, input_ids: Tensor, view: View, cache: KVCache | None) -> Tensor:
         """[B, T] → [B, T, D]; a family with richer inputs (`hashgram`) adds to it."""
@@ -207,7 +209,6 @@ class Model(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """States after the final norm: [B, T] → [B, T, D]. Arguments as in `View.of`."""
         view = View.of(
             input_ids,
             max_seq_len=self.config.max_seq_len,
@@ -220,58 +221,8 @@ class Model(nn.Module):
         x = self.embed_tokens(input_ids, view, cache)
         angles = self.rope.tables(view.positions, view.length, self.compute_dtype)
         for layer, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, view, angles, cache, layer, use_reentrant=False)
-            else:
-                x = block(x, view, angles, cache, layer)
+            x = self.run(block, x, view, angles, cache, layer)
         return self.norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every word: [..., D] → [..., V]."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """[B, T] → [B, T, V]."""
-        return self.logits(
-            self.hidden(
-                input_ids,
-                attention_mask=attention_mask,
-                segment_ids=segment_ids,
-                cache=cache,
-                positions=positions,
-            )
-        )
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` rows of up to `capacity` tokens."""
-        c = self.config
-        device = self.head_weight.device
-        return KVCache(
-            c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity, self.compute_dtype, device
-        )
-
-    @property
-    def head_weight(self) -> Tensor:
-        """[V, D]: the token embedding where the head is tied."""
-        return self.embed.weight if self.head is None else self.head.weight
-
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the role that an optimizer cares about."""
-        groups: dict[str, list[nn.Parameter]] = {
-            "matrix": [], "embedding": [self.embed.weight],
-            "head": [] if self.head is None else [self.head.weight], "vector": [],
-        }  # fmt: skip
-        for p in (*self.blocks.parameters(), *self.norm.parameters()):
-            groups["matrix" if p.ndim == 2 else "vector"].append(p)
-        return groups
 
 
 def count_parameters(config: Config) -> int:
@@ -317,6 +268,7 @@ HF_NAMES = (
     Weight("model.norm.weight", ("norm.weight",)),
     Weight("lm_head.weight", ("head.weight",)),
 )
+HF_TIED = {"lm_head.weight": "embed.weight"}
 HF_PREFIX = "model."  # a bare LlamaModel is saved without it
 HF_IGNORED = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # of old uploads
 

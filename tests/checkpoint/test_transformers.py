@@ -111,7 +111,7 @@ def _compare_gradients(ours: Any, theirs: Any) -> None:
     mine = {name: p.grad for name, p in ours.named_parameters()}
     reference = {name: p.grad for name, p in theirs.named_parameters()}
     compared = 0
-    for row in module.expand(family.HF_NAMES, SHAPE["n_layers"]):
+    for row in module.expand(family.HF_NAMES, ours.config):
         if row.ours[0] not in mine:
             continue
         found = torch.cat([mine[name] for name in row.ours])

@@ -1,0 +1,119 @@
+"""What the neural families share: precision, recomputation, groups of parameters, a causal head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from inkstone.nn.cache import KVCache
+from inkstone.nn.linear import Embedding, Linear
+
+
+class Network(nn.Module):
+    """A network of any kind. Parameters are fp32; activations run in `compute_dtype`."""
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.activation_checkpointing = False  # recompute each block in the backward pass
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def run(self, block: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """`block(*arguments)`, recomputed in the backward pass where that is asked for."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, *arguments, use_reentrant=False)
+            return out
+        return block(*arguments)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the role that an optimizer cares about."""
+        groups: dict[str, list[nn.Parameter]] = {
+            "matrix": [], "embedding": [], "head": [], "vector": []
+        }  # fmt: skip
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, Embedding)}
+        for name, p in self.named_parameters():
+            if id(p) in tables:
+                role = "embedding"
+            elif p.ndim < 2:
+                role = "vector"
+            else:
+                role = "head" if name.startswith("head.") else "matrix"
+            groups[role].append(p)
+        return groups
+
+
+class Decoder(Network):
+    """A causal language model: `hidden` is the family's own, the head is here.
+
+    The family provides `embed` [V, D] and `head`, which is None where it shares the embedding.
+    """
+
+    embed: Embedding
+    head: Linear | None
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """States after the final norm: [B, T] → [B, T, D]. Arguments as in `View.of`."""
+        raise AssertionError("a family defines its own")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every word: [..., D] → [..., V]."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    def forward(self, input_ids: Tensor, **options: Any) -> Tensor:
+        """[B, T] → [B, T, V]; options as in `hidden`."""
+        return self.logits(self.hidden(input_ids, **options))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens."""
+        c = self.config
+        shape = (c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity)
+        return KVCache(*shape, self.compute_dtype, self.device)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]: the token embedding where the head is tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+
+@torch.no_grad()
+def scale_down(linear: nn.Module, divisor: float) -> None:
+    """Divide the weight of a map that writes into the residual stream, unless it is only a plan."""
+    assert isinstance(linear, Linear)
+    if not linear.weight.is_meta:
+        linear.weight.div_(divisor)
+
+
+def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
+    """Copy every parameter that both models have under one name and shape.
+
+    Returns:
+        The names in `model` that stay as they were: a new head, as a rule.
+    """
+    theirs = dict(pretrained.named_parameters())
+    fresh = []
+    for name, p in model.named_parameters():
+        if name in theirs and theirs[name].shape == p.shape:
+            p.data.copy_(theirs[name].data)
+        else:
+            fresh.append(name)
+    return fresh
