@@ -155,7 +155,7 @@ def test_it_tags_what_it_has_seen_and_what_it_has_not() -> None:
     assert model.tag([["the", "old", "light", "sleeps"], [], ["Venice", "sleeps"]]) == [
         ["D", "A", "N", "V"], [], ["E", "V"],
     ]  # fmt: skip
-    assert model.posteriors([[]])[0].shape == (0, 5)
+    assert model.posteriors([[]])[0].shape == (0, 6)
     assert model.log_prob(["the"], ["V"]) == -math.inf
     assert _model(suffix_length=0, rare_count=0).tag([["unseen"]])[0][0] in model.tags
 
