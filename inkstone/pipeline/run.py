@@ -57,6 +57,7 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
+    kind = _kind(recipe)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
@@ -68,7 +69,7 @@ def train(
     where = devices.pick_device(device)
     devices.tune_allocator()
     prepared = prepare(recipe, stages, where.type)
-    if _kind(recipe) == "ngram":
+    if kind == "ngram":
         info = provenance(prepared.recipe, prepared)
         return counting.train(prepared, run, _header(run), info, observer)
     observer.stage("plan")
@@ -130,8 +131,18 @@ def resume(
 
 
 def _kind(recipe: Recipe) -> str:
-    """What sort of model the recipe's family is."""
-    return str(registry.load("models", recipe.model.family).KIND)
+    """What sort of model the recipe's family is.
+
+    Raises:
+        UsageError: One that does not learn from plain text.
+    """
+    kind = str(registry.load("models", recipe.model.family).KIND)
+    if kind not in ("causal", "ngram"):
+        raise UsageError(
+            f"model.family = {recipe.model.family!r} does not learn to continue text",
+            fix="it learns from labeled examples; fit it from Python, see docs/models",
+        )
+    return kind
 
 
 def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
