@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from inkstone.errors import CheckpointError, ModelError
+from inkstone.errors import CheckpointError, MissingExtraError, ModelError
 from inkstone.files import MANIFEST
 from inkstone.models._features import Features
 from inkstone.models._grams import Counts
@@ -235,6 +236,15 @@ def test_hostile_folders_are_refused(case: str, saved: Path, tmp_path: Path) -> 
     (folder / MANIFEST).write_text("{}")  # so does the content, whoever wrote the hashes
     with pytest.raises(CheckpointError, match=message):
         Model.load(folder)
+
+
+def test_labeling_needs_no_scikit_learn(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sklearn", "sklearn.linear_model", "scipy", "scipy.sparse"):
+        monkeypatch.setitem(sys.modules, name, None)
+    model = Model.load(saved)
+    assert model.predict([GOOD, BAD]) == ["good", "bad"]
+    with pytest.raises(MissingExtraError, match=r"inkstone\[eval\]"):
+        Model().fit(TEXTS, LABELS)
 
 
 def test_users_mistakes_are_named() -> None:
