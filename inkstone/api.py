@@ -12,6 +12,7 @@ from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import load_model
 from inkstone.errors import CheckpointError, UsageError
+from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generation, Generator
@@ -70,6 +71,8 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
         ModelError: The model is not one that continues text.
     """
     path = find_model(Path(folder))
+    if read_json(path / "config.json").get("model_type") == "ngram":
+        return CountedModel.open(path)
     where = devices.pick_device(device)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
@@ -123,6 +126,11 @@ class LanguageModel:
     def n_parameters(self) -> int:
         """How many weights it has."""
         return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def context(self) -> int:
+        """How many tokens back it looks at most."""
+        return int(self.model.config.max_seq_len)
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> Generation: ...
@@ -211,7 +219,7 @@ class LanguageModel:
             "folder": self.path,
             "family": self.info.get("family", "–"),
             "parameters": f"{self.n_parameters:,}",
-            "context": f"{self.model.config.max_seq_len:,} tokens",
+            "context": f"{self.context:,} tokens",
             **(scores if isinstance(scores, dict) else {}),
         }
         cells = "".join(
@@ -229,3 +237,54 @@ def _by_section(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"setting {name!r} names no section", fix='write "training.lr"')
         result.setdefault(section, {})[key] = value
     return result
+
+
+class CountedModel(LanguageModel):
+    """An n-gram model with its tokenizer: it scores text; it neither generates nor chats."""
+
+    @staticmethod
+    def open(path: Path) -> CountedModel:
+        """Read the model folder of a run of `inkstone train ngram`.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        from inkstone.models import ngram
+        from inkstone.tokenizers.tokenizer import Tokenizer
+
+        model, about = ngram.Model.load(path), path / "inkstone.json"
+        info = read_json(about) if about.is_file() else {}
+        return CountedModel(path, model, Tokenizer.load(path), info)
+
+    @property
+    def generator(self) -> Generator:
+        """There is none."""
+        raise UsageError(
+            f"{self.path} holds counted n-grams, which score text but answer nothing",
+            fix="samples of it stand in its run's report; train a neural model to generate",
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """How many n-grams were counted."""
+        return sum(self.model.n_grams)
+
+    @property
+    def context(self) -> int:
+        """How many tokens back it looks."""
+        return int(self.model.config.order) - 1
+
+    def perplexity(
+        self, data: str | Path | Sequence[str], *, stride: int | None = None
+    ) -> PerplexityReport:
+        """As of any model; there are no windows, so no stride can be given."""
+        from inkstone.evaluation.counted import perplexity
+        from inkstone.text.readers import read
+
+        if stride is not None:
+            raise UsageError("an n-gram model has no windows to move", fix="leave out stride")
+        assert self.tokenizer is not None
+        if not isinstance(data, str | Path):
+            return perplexity(self.model, self.tokenizer, data)
+        documents = read(Path(data), config=self._text_config())
+        return perplexity(self.model, self.tokenizer, (d.text for d in documents))

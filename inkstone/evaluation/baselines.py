@@ -84,9 +84,7 @@ def kneser_ney(
         DataError: There is no held-out text.
     """
     n_bytes = _n_bytes(held_out)
-    if order is None:
-        short = train.n_bytes < CHARACTER_BYTES * train.n_tokens
-        order = ORDER_OF_CHARACTERS if short else ORDER
+    order = order or default_order(train)
     count = min(train.n_tokens, MAX_COUNTED_TOKENS)
     config = ngram.Config(
         vocab_size=tokenizer.vocab_size, order=order, boundary_id=tokenizer.eos_id
@@ -104,6 +102,12 @@ def kneser_ney(
         math.exp(min(700.0, nats / len(ids))),
         said,
     )
+
+
+def default_order(train: Corpus) -> int:
+    """5, or 7 where tokens are about as short as characters."""
+    short = train.n_bytes < CHARACTER_BYTES * train.n_tokens
+    return ORDER_OF_CHARACTERS if short else ORDER
 
 
 def xz(train_texts: Iterable[str], held_out: Sequence[str]) -> list[Baseline]:

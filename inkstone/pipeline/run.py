@@ -15,7 +15,7 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import folder
+from inkstone.pipeline import counting, folder
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -57,6 +57,7 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
+    kind = _kind(recipe)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
@@ -68,6 +69,9 @@ def train(
     where = devices.pick_device(device)
     devices.tune_allocator()
     prepared = prepare(recipe, stages, where.type)
+    if kind == "ngram":
+        info = provenance(prepared.recipe, prepared)
+        return counting.train(prepared, run, _header(run), info, observer)
     observer.stage("plan")
     machine = devices.measure(str(where))
     planned_at = time.monotonic()
@@ -120,8 +124,25 @@ def resume(
     devices.tune_allocator()
     prepared = prepare(recipe, stages, where.type)
     _compare(record.get("hashes", {}), prepared.hashes, run)
+    if _kind(recipe) == "ngram":
+        return counting.count(recipe, prepared, run, provenance(recipe, prepared), observer)
     machine = devices.measure(str(where))
     return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
+
+
+def _kind(recipe: Recipe) -> str:
+    """What sort of model the recipe's family is.
+
+    Raises:
+        UsageError: One that does not learn from plain text.
+    """
+    kind = str(registry.load("models", recipe.model.family).KIND)
+    if kind not in ("causal", "ngram"):
+        raise UsageError(
+            f"model.family = {recipe.model.family!r} does not learn to continue text",
+            fix="it learns from labeled examples; fit it from Python, see docs/models",
+        )
+    return kind
 
 
 def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
