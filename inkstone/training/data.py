@@ -1,4 +1,4 @@
-"""What the loop asks of the data: an endless stream of batches with a position that can be saved."""
+"""What the loop asks of the data: endless batches, and a position that can be saved."""
 
 from __future__ import annotations
 
