@@ -59,6 +59,7 @@ def save_model(
     dtype = dtype or next(model.parameters()).dtype
     hf = family.to_hf_config(model.config)
     ids = _special_ids(tokenizer, model.config.vocab_size)
+    ids = {key: hf.get(key) if value is None else value for key, value in ids.items()}
     name = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", hf | ids | {"torch_dtype": name, "dtype": name})
     generation = {key: value for key, value in ids.items() if value is not None}
@@ -198,7 +199,8 @@ def _rename(family: ModuleType, entries: dict[str, Entry]) -> None:
 
 
 def _table(family: ModuleType, config: Any) -> Iterator[Weight]:
-    return expand(family.HF_NAMES, config, getattr(family, "HF_COUNTS", LAYERS))
+    names = family.hf_names(config) if hasattr(family, "hf_names") else family.HF_NAMES
+    return expand(names, config, getattr(family, "HF_COUNTS", LAYERS))
 
 
 def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path) -> list[Weight]:

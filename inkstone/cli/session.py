@@ -102,14 +102,24 @@ def summary(result: dict[str, Any]) -> str:
             text = text[:SAMPLE_CHARACTERS] + " …"
         lines += ["", f"» {printable(sample['prompt'])}\x00{text}".replace("\x00", " ‖ ")]
     time = result["time"]
+    files = [
+        f"model   {run}/model        a Hugging Face folder",
+        f"report  {run}/report.html",
+        "",
+    ]
+    if result.get("kind") == "ngram":
+        counted = (
+            f"{result['parameters']:,} n-grams of {result['tokens']:,} tokens, "
+            f"counted in {clock(time['training_s'])}, in all {clock(time['total_s'])}"
+        )
+        files[0] = f"model   {run}/model"
+        return "\n".join([*lines, "", counted, *files[:-1]])
     lines += [
         "",
         f"{result['parameters']:,} parameters, {result['steps']:,} steps, "
         f"{result['tokens']:,} tokens; trained {clock(time['training_s'])} "
         f"(planned {clock(time['planned_training_s'])}), in all {clock(time['total_s'])}",
-        f"model   {run}/model        a Hugging Face folder",
-        f"report  {run}/report.html",
-        "",
+        *files,
         "next",
         f"  inkstone chat {run}",
         f'  inkstone generate {run} "{_prompt(result)}"',

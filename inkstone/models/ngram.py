@@ -19,15 +19,19 @@ Shapes: T tokens, V vocab.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from inkstone.config import Section
-from inkstone.errors import ModelError
+from inkstone.errors import CheckpointError, ModelError
+from inkstone.files import atomic_folder, write_json
+from inkstone.models import _arrays
 
 KIND = "ngram"
+MAX_COUNT = 1 << 53  # exact as a float
 
 Ids = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
@@ -162,6 +166,78 @@ class Model:
             p[level.keys[children] - rank * vocab_size] += level.seen(children) / level.totals[rank]
         return p
 
+    def sample(
+        self, context: Ids, count: int, *, stop_id: int | None = None, seed: int = 0
+    ) -> list[int]:
+        """Draw up to `count` tokens after a context, each from `next_probs`.
+
+        Args:
+            context: [T], the start of a document.
+            count: Tokens at most.
+            stop_id: The token that ends the draw; it is not returned.
+            seed: Of the random numbers.
+
+        Raises:
+            ModelError: Not fitted, or ids outside the vocabulary.
+        """
+        rng = np.random.default_rng(seed)
+        ids = np.asarray(context, np.int64).tolist()
+        begin = len(ids)
+        for _ in range(count):
+            p = self.next_probs(np.array(ids, np.int64))
+            drawn = int(np.searchsorted(p.cumsum(), rng.random() * p.sum(), side="right"))
+            if drawn == stop_id:
+                break
+            ids.append(min(drawn, len(p) - 1))
+        return ids[begin:]
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder of config.json and model.safetensors, whole or not at all.
+
+        Raises:
+            ModelError: Not fitted.
+            CheckpointError: It cannot be written.
+        """
+        with atomic_folder(folder) as out:
+            self.write(out)
+
+    def write(self, folder: Path) -> None:
+        """The files of `save`, into a folder that somebody else makes whole."""
+        arrays: dict[str, npt.NDArray[np.int64]] = {}
+        for n, level in enumerate(self._fitted(), start=1):
+            arrays |= {f"keys.{n}": level.keys, f"counts.{n}": level.counts}
+        settings = self.config.model_dump(mode="json")
+        config = {"model_type": "ngram", "format": 1, "settings": settings}
+        write_json(folder / _arrays.CONFIG, config)
+        _arrays.write_arrays(folder / _arrays.ARRAYS, arrays)
+
+    @staticmethod
+    def load(folder: Path | str) -> Model:
+        """Read what `save` wrote, as if it were hostile.
+
+        Raises:
+            CheckpointError: Missing, damaged or inconsistent; the message names the file.
+        """
+        folder = Path(folder)
+        settings = _arrays.read_folder_config(folder, "ngram").get("settings")
+        try:
+            model = Model(Config.model_validate(settings))
+        except (ValidationError, ModelError) as error:
+            raise CheckpointError(f"{folder / _arrays.CONFIG}: settings: {error}") from error
+        orders = range(1, model.config.order + 1)
+        names = [f"{what}.{n}" for n in orders for what in ("keys", "counts")]
+        arrays = _arrays.read_arrays(folder / _arrays.ARRAYS, dict.fromkeys(names, "int64"))
+        contexts = 1
+        for n in orders:
+            keys, counts = arrays[f"keys.{n}"], arrays[f"counts.{n}"]
+            if problem := _problem(keys, counts, contexts, model.config.vocab_size):
+                raise CheckpointError(f"{folder / _arrays.ARRAYS}: {n}-grams: {problem}")
+            if n == 1 and len(keys) != model.config.vocab_size:
+                raise CheckpointError(f"{folder / _arrays.ARRAYS}: not one count a token")
+            model._levels.append(_smoothed(keys, counts, contexts, model.config.vocab_size))
+            contexts = len(keys)
+        return model
+
     @property
     def n_grams(self) -> tuple[int, ...]:
         """Distinct n-grams that were counted, by order."""
@@ -270,12 +346,34 @@ def _level(gram: _Grams, longer: _Grams | None, n: int, config: Config) -> _Leve
     elif n == 1 and config.boundary_id is not None:
         counts = counts.copy()
         counts[config.boundary_id] -= 1  # the one put before the corpus is never predicted
+    return _smoothed(gram.keys, counts, gram.contexts, config.vocab_size)
+
+
+def _smoothed(
+    keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], n_contexts: int, vocab_size: int
+) -> _Level:
+    """Discounts and back-off weights from adjusted counts."""
     discounts = _discounts(counts)
-    contexts = gram.keys // config.vocab_size
-    totals = np.bincount(contexts, weights=counts, minlength=gram.contexts).astype(np.int64)
-    freed = np.bincount(contexts, weights=discounts[np.minimum(counts, 3)], minlength=gram.contexts)
-    backoff = np.divide(freed, totals, out=np.ones(gram.contexts), where=totals > 0)
-    return _Level(gram.keys, counts, totals, backoff, discounts)
+    contexts = keys // vocab_size
+    totals = np.bincount(contexts, weights=counts, minlength=n_contexts).astype(np.int64)
+    freed = np.bincount(contexts, weights=discounts[np.minimum(counts, 3)], minlength=n_contexts)
+    backoff = np.divide(freed, totals, out=np.ones(n_contexts), where=totals > 0)
+    return _Level(keys, counts, totals, backoff, discounts)
+
+
+def _problem(
+    keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], n_contexts: int, vocab_size: int
+) -> str:
+    """What is wrong with a level that was read; "" if nothing is."""
+    if keys.ndim != 1 or keys.shape != counts.shape:
+        return "not one count a key"
+    if len(keys) and not 0 <= keys[0] <= keys[-1] < n_contexts * vocab_size:
+        return "a key is out of range"
+    if not (keys[1:] > keys[:-1]).all():
+        return "the keys are not in order"
+    if ((counts < 0) | (counts > MAX_COUNT // max(1, len(counts)))).any():
+        return "a count is out of range"
+    return ""
 
 
 def _discounts(counts: npt.NDArray[np.int64]) -> Floats:

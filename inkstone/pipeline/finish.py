@@ -66,7 +66,7 @@ def finish(
     scores = _scores(recipe, prepared, model, tokenizer)
     generator = Generator(model, tokenizer)
     samples = _samples(recipe, prepared, generator)
-    ends = stops_by_itself(generator, _held_out(prepared))
+    ends = stops_by_itself(generator, held_out(prepared))
     seconds = time.monotonic() - started
     ours = scores["table"][0] if scores["table"] else {}
     shown = {k: ours[k] for k in ("bits_per_byte", "perplexity") if ours.get(k) is not None}
@@ -106,7 +106,8 @@ def finish(
     return result
 
 
-def _held_out(prepared: Prepared) -> Iterator[str]:
+def held_out(prepared: Prepared) -> Iterator[str]:
+    """Documents that were not learned from, or where there are none, those that were."""
     part = "valid" if prepared.valid is not None else "train"
     return iter(DocumentStore(prepared.documents / part))
 
@@ -121,7 +122,7 @@ def _scores(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> d
     """The model beside the baselines on the same held-out documents."""
     if prepared.valid is None:
         return {"table": [], "rule": "nothing was held out (text.valid_fraction = 0)"}
-    texts = _limited(prepared, recipe.evaluation.max_tokens)
+    texts = held_out_texts(prepared, recipe.evaluation.max_tokens)
     settings = recipe.evaluation
     ours = perplexity(
         model, tokenizer, texts, rule=settings.rule, stride=settings.stride,
@@ -138,14 +139,14 @@ def _scores(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> d
     return {"table": table, "rule": ours.rule, "tokens": ours.tokens, "bytes": ours.bytes}
 
 
-def _limited(prepared: Prepared, max_tokens: int | None) -> list[str]:
+def held_out_texts(prepared: Prepared, max_tokens: int | None) -> list[str]:
     """Held-out documents, the first of them where all would take too long."""
     assert prepared.valid is not None
     per_token = prepared.valid.n_bytes / max(1, prepared.valid.n_tokens)
     room = max_tokens * per_token if max_tokens is not None else float("inf")
     texts: list[str] = []
     size = 0
-    for text in _held_out(prepared):
+    for text in held_out(prepared):
         if texts and size > room:
             break
         texts.append(text)
@@ -158,7 +159,7 @@ def _samples(recipe: Recipe, prepared: Prepared, generator: Generator) -> list[d
     settings = recipe.evaluation
     prompts = list(settings.prompts)
     if not prompts:
-        prompts = [_opening(t) for t in islice(_held_out(prepared), settings.samples)]
+        prompts = [opening(t) for t in islice(held_out(prepared), settings.samples)]
     room = generator.max_seq_len // 2
     prompts = [p for p in prompts if len(generator.encode(p)) <= room]
     if not prompts:
@@ -171,6 +172,7 @@ def _samples(recipe: Recipe, prepared: Prepared, generator: Generator) -> list[d
     ]
 
 
-def _opening(text: str) -> str:
+def opening(text: str) -> str:
+    """The first words of a text, as a prompt."""
     words = text.split()[:PROMPT_WORDS]
     return " ".join(words)[:PROMPT_CHARACTERS]

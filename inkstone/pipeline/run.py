@@ -15,7 +15,7 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import folder
+from inkstone.pipeline import counting, folder
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -68,6 +68,9 @@ def train(
     where = devices.pick_device(device)
     devices.tune_allocator()
     prepared = prepare(recipe, stages, where.type)
+    if _kind(recipe) == "ngram":
+        info = provenance(prepared.recipe, prepared)
+        return counting.train(prepared, run, _header(run), info, observer)
     observer.stage("plan")
     machine = devices.measure(str(where))
     planned_at = time.monotonic()
@@ -120,8 +123,15 @@ def resume(
     devices.tune_allocator()
     prepared = prepare(recipe, stages, where.type)
     _compare(record.get("hashes", {}), prepared.hashes, run)
+    if _kind(recipe) == "ngram":
+        return counting.count(recipe, prepared, run, provenance(recipe, prepared), observer)
     machine = devices.measure(str(where))
     return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
+
+
+def _kind(recipe: Recipe) -> str:
+    """What sort of model the recipe's family is."""
+    return str(registry.load("models", recipe.model.family).KIND)
 
 
 def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:

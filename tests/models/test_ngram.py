@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from inkstone import registry
-from inkstone.errors import ModelError
+from inkstone.errors import CheckpointError, ModelError
+from inkstone.files import MANIFEST
 from inkstone.models.ngram import FALLBACK_DISCOUNTS, Config, Model
 
 EOS = 0
@@ -196,3 +202,83 @@ def test_scores_an_empty_stream() -> None:
     model = Model(Config(vocab_size=4, order=5, boundary_id=0)).fit(np.array([1, 2, 0]))
     assert model.log_probs(np.array([], dtype=np.int64)).shape == (0,)
     assert len(model.log_probs(np.array([1]))) == 1
+
+
+@pytest.fixture(scope="module")
+def counted() -> Model:
+    rng = np.random.default_rng(0)
+    return Model(Config(vocab_size=9, order=3, boundary_id=EOS)).fit(rng.integers(0, 9, 400))
+
+
+@pytest.fixture(scope="module")
+def saved(counted: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    counted.save(folder)
+    return folder
+
+
+def test_save_and_load(counted: Model, saved: Path) -> None:
+    again = Model.load(saved)
+    assert again.config == counted.config and again.n_grams == counted.n_grams
+    ids = np.random.default_rng(1).integers(0, 9, 50)
+    assert np.array_equal(again.log_probs(ids), counted.log_probs(ids))
+    assert np.array_equal(again.next_probs(ids[:3]), counted.next_probs(ids[:3]))
+    with pytest.raises(ModelError, match="counted nothing"):
+        Model(counted.config).save("never")
+
+
+def test_samples_follow_the_probabilities() -> None:
+    model = Model(Config(vocab_size=5, order=2, boundary_id=EOS)).fit(np.array([1, 2, 3, 0] * 500))
+    assert model.sample(np.array([1]), 10, stop_id=EOS) == [2, 3]
+    assert len(model.sample(np.array([1]), 10)) == 10
+    drawn = [model.sample(np.array([4]), 1, seed=seed)[0] for seed in range(3000)]
+    shares = np.bincount(drawn, minlength=5) / len(drawn)
+    assert np.abs(shares - model.next_probs(np.array([4]))).max() < 0.04
+
+
+def _json(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        change(content)
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def _arrays(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        arrays = load_file(folder / "model.safetensors")
+        change(arrays)
+        save_file(arrays, folder / "model.safetensors")
+
+    return edit
+
+
+HOSTILE = {
+    "another type": (_json(lambda c: c.update(model_type="gpt2")), "type 'gpt2'"),
+    "order 99": (_json(lambda c: c["settings"].update(order=99)), "settings"),
+    "boundary outside": (_json(lambda c: c["settings"].update(boundary_id=9)), "settings"),
+    "larger vocabulary": (_json(lambda c: c["settings"].update(vocab_size=10)), "one count"),
+    "smaller vocabulary": (_json(lambda c: c["settings"].update(vocab_size=8)), "out of range"),
+    "longer order": (_json(lambda c: c["settings"].update(order=4)), "lacks the array"),
+    "key out of range": (_arrays(lambda a: a["keys.3"].__setitem__(-1, 2**60)), "out of range"),
+    "negative key": (_arrays(lambda a: a["keys.2"].__setitem__(0, -1)), "out of range"),
+    "keys out of order": (_arrays(lambda a: a["keys.2"].__setitem__(0, 5)), "order"),
+    "negative count": (_arrays(lambda a: a["counts.2"].__setitem__(0, -1)), "count is out"),
+    "huge count": (_arrays(lambda a: a["counts.1"].__setitem__(0, 2**62)), "count is out"),
+    "fewer counts": (_arrays(lambda a: a.update({"counts.2": a["counts.2"][1:]})), "one count"),
+    "a table": (_arrays(lambda a: a.update({"keys.2": a["keys.2"][None]})), "one count"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_folders_are_refused(case: str, saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    edit, message = HOSTILE[case]
+    edit(folder)
+    with pytest.raises(CheckpointError):
+        Model.load(folder)
+    (folder / MANIFEST).write_text("{}")
+    with pytest.raises(CheckpointError, match=message):
+        Model.load(folder)
