@@ -1,7 +1,8 @@
-"""The same from Python: `ink.train(...)`, `ink.load(...)`, then generate, chat, perplexity."""
+"""The same from Python: `ink.train(...)`, `ink.load(...)`, then generate, classify, tag, …"""
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +13,26 @@ from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import load_model
 from inkstone.errors import CheckpointError, UsageError
+from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generation, Generator
+from inkstone.inference.predict import Predictor, open_predictor
 from inkstone.pipeline.observer import Observer
+from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
 
 if TYPE_CHECKING:
     from inkstone.evaluation.perplexity import PerplexityReport
+    from inkstone.tasks._base import Task
+    from inkstone.tasks.classification import Classification
+    from inkstone.tasks.tagging import Tagging
+    from inkstone.tasks.translation import Translation
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
 
 
 def train(
@@ -71,6 +80,11 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
     """
     path = find_model(Path(folder))
     where = devices.pick_device(device)
+    about = path / "inkstone.json"
+    info = read_json(about) if about.is_file() else {}
+    if info.get("task", LANGUAGE_MODELING) != LANGUAGE_MODELING:
+        predictor = open_predictor(path, where)
+        return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
 
@@ -100,29 +114,179 @@ def find_model(folder: Path) -> Path:
 
 @dataclass(frozen=True, repr=False)
 class LanguageModel:
-    """A model that continues text, with its tokenizer.
+    """A trained model with its tokenizer: one that continues text, or one that does a task.
 
     Attributes:
         path: The folder it came from.
         model: The network.
         tokenizer: None where the folder has none.
         info: The contents of inkstone.json.
+        predictor: The task that it was trained for, where that has labelled examples.
     """
 
     path: Path
     model: Any
     tokenizer: Tokenizer | None
     info: dict[str, Any]
+    predictor: Predictor[Any, Any] | None = None
 
     @property
     def generator(self) -> Generator:
-        """The decoding loop over this model."""
+        """The decoding loop over this model.
+
+        Raises:
+            UsageError: It was trained for a task, not to continue text.
+        """
+        if self.predictor is not None:
+            name = self.predictor.task.NAME
+            raise UsageError(
+                f"{self.path} was trained for {name}, it does not continue text",
+                fix=f"use `inkstone run`, or in Python .{VERBS.get(name, 'predict')}(…)",
+            )
         return Generator(self.model, self.tokenizer)
 
     @property
     def n_parameters(self) -> int:
-        """How many weights it has."""
+        """How many weights it has; 0 where it is no network."""
+        if not hasattr(self.model, "parameters"):
+            return 0
         return sum(p.numel() for p in self.model.parameters())
+
+    # --- tasks -----------------------------------------------------------------------------------
+
+    @overload
+    def classify(self, text: str, pair: str | None = None) -> Classification: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def classify(self, text: Sequence[str], pair: Sequence[str]) -> list[Classification]: ...
+
+    @overload
+    def classify(self, text: Sequence[str]) -> list[Classification]: ...
+
+    def classify(self, text: Any, pair: Any = None) -> Any:
+        """The label of one text, or of several.
+
+        Args:
+            text: A text or a list of texts.
+            pair: The second text of each, where the model was trained on pairs.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        from inkstone.tasks.classification import Example
+
+        if isinstance(text, str):
+            return self._predict("classification", [Example(text, (), pair)])[0]
+        pairs = [None] * len(text) if pair is None else pair
+        examples = [Example(a, (), b) for a, b in zip(text, pairs, strict=True)]
+        return self._predict("classification", examples)
+
+    @overload
+    def tag(self, sentence: str) -> Tagging: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def tag(self, sentence: Sequence[str]) -> Tagging: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def tag(self, sentence: Sequence[Sequence[str]]) -> list[Tagging]: ...
+
+    def tag(self, sentence: Any) -> Any:
+        """The tag of every word.
+
+        Args:
+            sentence: A text, which is cut into words and marks; a list of words; or a list of
+                sentences, each a list of words.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        from inkstone.tasks.tagging import Example
+
+        if isinstance(sentence, str):
+            return self._predict("tagging", [self._task("tagging").example(sentence)])[0]
+        if all(isinstance(word, str) for word in sentence):
+            return self._predict("tagging", [Example(tuple(sentence))])[0]
+        return self._predict("tagging", [Example(tuple(words)) for words in sentence])
+
+    @overload
+    def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def translate(self, text: Sequence[str]) -> list[Translation]: ...
+
+    def translate(self, text: Any) -> Any:
+        """The translation of one text, or of several.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        from inkstone.tasks.translation import Example
+
+        if isinstance(text, str):
+            return self._predict("translation", [Example(text)])[0]
+        return self._predict("translation", [Example(x) for x in text])
+
+    def predict(self, texts: Sequence[str]) -> list[Any]:
+        """What the model's task makes of plain texts.
+
+        Raises:
+            UsageError: The model was trained for no task with labelled examples.
+        """
+        task = self._task()
+        return self._predict(task.NAME, [task.example(text) for text in texts])
+
+    def predict_file(self, source: str | Path, target: str | Path | None = None) -> int:
+        """Write every record of a table with its prediction, in constant memory.
+
+        Args:
+            source: A .jsonl, .csv, .tsv or .parquet file.
+            target: A new file of JSON lines; None for stdout.
+
+        Returns:
+            How many records there were.
+        """
+        self._task()
+        assert self.predictor is not None
+        with self._fast():
+            return pipeline.predict_file(self.predictor, source, target)
+
+    def evaluate(self, data: str | Path) -> dict[str, Any]:
+        """Scores with confidence intervals, errors and worst mistakes on labelled examples."""
+        self._task()
+        assert self.predictor is not None
+        with self._fast():
+            return pipeline.score_file(self.predictor, data)
+
+    @contextlib.contextmanager
+    def _fast(self) -> Iterator[None]:
+        """Many examples: in the precision of training, where this machine is fast at it."""
+        recipe = self.info.get("recipe")
+        training = recipe.get("training") if isinstance(recipe, dict) else None
+        low = isinstance(training, dict) and training.get("precision") == "bf16"
+        if not low or not hasattr(self.model, "compute_dtype"):
+            yield
+            return
+        before = self.model.compute_dtype
+        self.model.compute_dtype = devices.training_dtype(self.model.device)
+        try:
+            yield
+        finally:
+            self.model.compute_dtype = before
+
+    def _task(self, name: str | None = None) -> Task[Any, Any]:
+        task = None if self.predictor is None else self.predictor.task
+        if task is None or (name not in (None, task.NAME)):
+            trained = "continue text" if task is None else f"do {task.NAME}"
+            verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
+            raise UsageError(f"{self.path} was trained to {trained}", fix=f"use .{verb}(…)")
+        return task
+
+    def _predict(self, name: str, examples: Sequence[Any]) -> list[Any]:
+        self._task(name)
+        assert self.predictor is not None
+        return [prediction for _, prediction in self.predictor(examples)]
+
+    # --- text ------------------------------------------------------------------------------------
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> Generation: ...
@@ -180,6 +344,7 @@ class LanguageModel:
         """
         from inkstone.evaluation.perplexity import perplexity
 
+        _ = self.generator  # says so where the model does not continue text
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer, so text cannot be scored")
         source = Path(data) if isinstance(data, str) else data
@@ -211,7 +376,7 @@ class LanguageModel:
             "folder": self.path,
             "family": self.info.get("family", "–"),
             "parameters": f"{self.n_parameters:,}",
-            "context": f"{self.model.config.max_seq_len:,} tokens",
+            "context": f"{getattr(self.model.config, 'max_seq_len', 0):,} tokens",
             **(scores if isinstance(scores, dict) else {}),
         }
         cells = "".join(

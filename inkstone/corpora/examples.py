@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,16 +77,14 @@ class ExampleTable:
         count = 0
         digest = hashlib.sha256()
         with ExitStack() as stack:
-            files: dict[str, tuple[BinaryIO, BinaryIO]] = {}
+            files: dict[str, tuple[IO[bytes], IO[bytes]]] = {}
             ends: dict[str, int] = {}
             for row in rows:
                 if not count:
                     names = list(row)
                     for name in names:
-                        flat, starts = (
-                            stack.enter_context(open(folder / f"{name}.{part}", "wb"))
-                            for part in ("flat", "starts")
-                        )
+                        flat: IO[bytes] = stack.enter_context(_create(folder, name, "flat"))
+                        starts: IO[bytes] = stack.enter_context(_create(folder, name, "starts"))
                         files[name], ends[name] = (flat, starts), 0
                         starts.write(bytes(8))
                 for name in names:
@@ -241,6 +239,10 @@ def in_batches(lengths: Ints, most: int) -> Iterator[Ints]:
         most: Padded tokens a batch.
     """
     yield from cut_by_tokens(np.lexsort(lengths.T[::-1])[::-1], lengths, most)
+
+
+def _create(folder: Path, name: str, part: str) -> IO[bytes]:
+    return open(folder / f"{name}.{part}", "wb")
 
 
 def _open(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:

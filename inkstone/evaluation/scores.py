@@ -47,15 +47,24 @@ class Score:
         return asdict(self)
 
     @property
+    def scale(self) -> float:
+        """What makes it a number from 0 to 100."""
+        return 1.0 if self.name in TEXT_METRICS else 100.0
+
+    @property
     def shown(self) -> str:
-        """"91.52 % (90.8 to 92.2)"; BLEU and chrF without the sign."""
-        scale, unit = (1, "") if self.name in TEXT_METRICS else (100, " %")
-        low, high = scale * self.low, scale * self.high
-        return f"{scale * self.value:.2f}{unit} ({low:.2f} to {high:.2f})"
+        """For people: "91.52 (90.80 to 92.20)"."""
+        value, low, high = (self.scale * x for x in (self.value, self.low, self.high))
+        return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def score(
-    task: Any, found: Sequence[Any], given: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0
+    task: Any,
+    found: Sequence[Any],
+    given: Sequence[Any],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Score]:
     """The scores that a task is judged by.
 

@@ -29,6 +29,7 @@ Row = dict[str, Any]
 """One encoded row: columns of ids, as `corpora.examples.ExampleTable` keeps them."""
 UNKNOWN_CHARACTER = 1  # 0 pads
 MAX_CHARACTERS = 4096
+Rows = Sequence[Mapping[str, Any]]
 E = TypeVar("E")  # an example
 P = TypeVar("P")  # a prediction
 
@@ -61,6 +62,7 @@ class Task(ABC, Generic[E, P]):
     """
 
     NAME: ClassVar[str]
+    UNIT: ClassVar[str]  # what one target of the loss is: an example, a word, a token
     HEADS: ClassVar[Mapping[str, str]]  # kind of model → config.head that it needs ("": none)
     FIELDS: ClassVar[tuple[str, ...]]  # settings that name a needed field
     LABELS: ClassVar[str] = ""  # the setting that names the field of the labels, if there are any
@@ -96,6 +98,10 @@ class Task(ABC, Generic[E, P]):
         """
 
     @abstractmethod
+    def example(self, text: str) -> E:
+        """An example without an answer, of a plain text."""
+
+    @abstractmethod
     def texts(self, example: E) -> Iterable[str]:
         """The text that a tokenizer is trained on."""
 
@@ -116,10 +122,10 @@ class Task(ABC, Generic[E, P]):
         """Rows of each example: one, or several where it is longer than a row may be."""
 
     @abstractmethod
-    def collate(self, rows: Sequence[Mapping[str, Any]], pad_id: int) -> TokenBatch:
+    def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         """Rows as a batch."""
 
-    def lengths(self, rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
+    def lengths(self, rows: Rows) -> npt.NDArray[np.int64]:
         """[N, K]: how long each row is, by the columns that are padded apart."""
         return np.array([[len(row[c]) for c in self.LENGTHS] for row in rows], np.int64)
 
@@ -130,7 +136,7 @@ class Task(ABC, Generic[E, P]):
         """Summed loss in nats (fp32 scalar with a graph) and how many targets it is of."""
 
     @abstractmethod
-    def outputs(self, model: Any, batch: TokenBatch, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         """What the model says about each row, in a form that is small enough to keep."""
 
     @abstractmethod
@@ -144,11 +150,6 @@ class Task(ABC, Generic[E, P]):
     def metrics(self) -> tuple[str, ...]:
         """Names of scores in `evaluation.scores`; the first is the one to quote."""
 
-    @property
-    def best_by(self) -> tuple[str, bool]:
-        """The score that picks the best checkpoint, and whether higher is better."""
-        return self.metrics[0], True
-
     @abstractmethod
     def given(self, example: E) -> Any:
         """The right answer, comparable with `found`."""
@@ -160,6 +161,14 @@ class Task(ABC, Generic[E, P]):
     @abstractmethod
     def mistake(self, example: E, prediction: P) -> Mistake | None:
         """What is wrong with a prediction; None when nothing is."""
+
+    def units(self, answer: Any) -> list[frozenset[str]]:
+        """The labels of each thing that is labelled, of an answer as `found` gives it."""
+        return []
+
+    def always(self, label: str, example: E) -> Any:
+        """The answer that knows one label only, as `found` gives it."""
+        return label
 
     # --- models that are fitted at once, not trained step by step --------------------------------
 
@@ -209,9 +218,7 @@ class Task(ABC, Generic[E, P]):
         """
         field = getattr(self.config, setting)
         self.need(record, setting)
-        return normalize(
-            text_of(record.values, field, record.place, option=f"task.{setting}")
-        )
+        return normalize(text_of(record.values, field, record.place, option=f"task.{setting}"))
 
     def need(self, record: Record, setting: str) -> Any:
         """The value of the field that a setting names.

@@ -63,9 +63,7 @@ class Codec:
             unknown = self.tokenizer.unk_id
             empty = [self.tokenizer.eos_id if unknown is None else unknown]
             encoded = self.tokenizer.encode_batch(fresh)
-            self._words.update(
-                (key, ids or empty) for key, ids in zip(fresh, encoded, strict=True)
-            )
+            self._words.update((key, ids or empty) for key, ids in zip(fresh, encoded, strict=True))
         return [self._words[key] for key in keys]
 
 

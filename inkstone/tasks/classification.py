@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ from inkstone.config import Section
 from inkstone.errors import DataError, UsageError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
-from inkstone.tasks._base import Mistake, Row, label_text
+from inkstone.tasks._base import Mistake, Row, Rows, label_text
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec, Truncate
+from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
+
+FAMILY = "bert"  # where the recipe names none
 
 
 class Config(Section):
@@ -86,6 +89,9 @@ class Classification:
     labels: tuple[str, ...]
     scores: Mapping[str, float]
 
+    def __str__(self) -> str:
+        return f"{', '.join(self.labels) or '–'}  {self.score:.3f}"
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"label": self.label, "score": self.score, "labels": list(self.labels),
@@ -96,7 +102,8 @@ class Task(_base.Task[Example, Classification]):
     """Texts to labels."""
 
     NAME = "classification"
-    HEADS = {"encoder": "sequence", "linear": ""}
+    UNIT = "example"
+    HEADS: ClassVar = {"encoder": "sequence", "linear": ""}
     FIELDS = ("text_field", "label_field")
     LABELS = "label_field"
     config: Config
@@ -119,6 +126,9 @@ class Task(_base.Task[Example, Classification]):
         labels = sorted({label_text(part, record.place, field) for part in value})
         return Example(text, tuple(labels), pair)
 
+    def example(self, text: str) -> Example:
+        return Example(normalize(text))
+
     def texts(self, example: Example) -> Iterable[str]:
         return (example.text,) if example.pair is None else (example.text, example.pair)
 
@@ -140,7 +150,7 @@ class Task(_base.Task[Example, Classification]):
             rows.append([row | {"labels": labels}])
         return rows
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], pad_id: int) -> TokenBatch:
+    def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
         types = pad([row["types"] for row in rows], 0)[0] if "types" in rows[0] else None
         if self.config.multi_label:
@@ -163,7 +173,7 @@ class Task(_base.Task[Example, Classification]):
         weight = self._weights(scores.device)
         return F.cross_entropy(scores, targets, weight, reduction="sum"), batch.n_targets
 
-    def outputs(self, model: Any, batch: TokenBatch, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         scores = model(**batch.inputs).float()
         p = scores.sigmoid() if self.config.multi_label else scores.softmax(-1)
         return list(p.cpu().numpy())
@@ -175,9 +185,9 @@ class Task(_base.Task[Example, Classification]):
         """The answer from the probabilities [L] of the labels."""
         order = np.argsort(-np.asarray(probabilities), kind="stable")
         best = int(order[0])
-        given = order[:1]
+        given = [best]
         if self.config.multi_label:
-            given = [i for i in order if probabilities[i] >= self.config.threshold]
+            given = [int(i) for i in order if probabilities[i] >= self.config.threshold]
         return Classification(
             self.labels[best],
             float(probabilities[best]),
@@ -202,6 +212,12 @@ class Task(_base.Task[Example, Classification]):
 
     def found(self, prediction: Classification) -> Any:
         return prediction.labels if self.config.multi_label else prediction.label
+
+    def units(self, answer: Any) -> list[frozenset[str]]:
+        return [frozenset(answer if self.config.multi_label else (answer,))]
+
+    def always(self, label: str, example: Example) -> Any:
+        return (label,) if self.config.multi_label else label
 
     def mistake(self, example: Example, prediction: Classification) -> Mistake | None:
         if self.given(example) == self.found(prediction):

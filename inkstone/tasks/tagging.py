@@ -8,9 +8,10 @@ a tag. Tags with spans (B-PER, I-PER, O) are judged by span F1, others by accura
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +22,19 @@ from inkstone.config import Section
 from inkstone.errors import DataError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
-from inkstone.tasks._base import Mistake, Row, label_text, words_of
+from inkstone.tasks._base import Mistake, Row, Rows, label_text, words_of
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
+from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
 
+# a Chinese character, a word (with -, ' or . inside), or a mark
+WORD = re.compile(
+    r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff]+(?:[-'’.,][^\W\u3400-\u9fff]+)*|[^\w\s]"
+)
 SPAN_LETTERS = frozenset("BIESLU")
+
+FAMILY = "bert"  # where the recipe names none
 
 
 class Config(Section):
@@ -65,6 +73,9 @@ class Tagging:
     tags: tuple[str, ...]
     scores: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return " ".join(f"{w}/{t}" for w, t in zip(self.tokens, self.tags, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"tokens": list(self.tokens), "tags": list(self.tags), "scores": list(self.scores)}
@@ -74,7 +85,8 @@ class Task(_base.Task[Example, Tagging]):
     """Words to tags."""
 
     NAME = "tagging"
-    HEADS = {"encoder": "token", "markov": ""}
+    UNIT = "word"
+    HEADS: ClassVar = {"encoder": "token", "markov": ""}
     FIELDS = ("tokens_field", "tags_field")
     LABELS = "tags_field"
     config: Config
@@ -95,6 +107,10 @@ class Task(_base.Task[Example, Tagging]):
                 fix="write one tag a word",
             )
         return Example(tuple(words), tuple(label_text(x, record.place, field) for x in value))
+
+    def example(self, text: str) -> Example:
+        """Words and marks of a plain text; Chinese is taken character by character."""
+        return Example(tuple(WORD.findall(normalize(text))) or (text,))
 
     def texts(self, example: Example) -> Iterable[str]:
         return (" ".join(example.tokens),)
@@ -126,7 +142,7 @@ class Task(_base.Task[Example, Tagging]):
                 row["characters"] = self.character_ids(words, self.config.word_characters).ravel()
         return rows
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], pad_id: int) -> TokenBatch:
+    def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
         targets = torch.full_like(input_ids, IGNORE_INDEX)
         for number, row in enumerate(rows):
@@ -150,7 +166,7 @@ class Task(_base.Task[Example, Tagging]):
         )  # fmt: skip
         return total, batch.n_targets
 
-    def outputs(self, model: Any, batch: TokenBatch, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         best = model(**batch.inputs).float().softmax(-1).max(-1)
         p, tags = best.values.cpu().numpy(), best.indices.cpu().numpy()
         firsts = [np.asarray(row["firsts"]) for row in rows]
@@ -176,6 +192,12 @@ class Task(_base.Task[Example, Tagging]):
 
     def found(self, prediction: Tagging) -> Any:
         return prediction.tags
+
+    def units(self, answer: Any) -> list[frozenset[str]]:
+        return [frozenset((tag,)) for tag in answer]
+
+    def always(self, label: str, example: Example) -> Any:
+        return (label,) * len(example.tokens)
 
     def mistake(self, example: Example, prediction: Tagging) -> Mistake | None:
         triples = zip(prediction.tags, example.tags, prediction.scores, strict=True)

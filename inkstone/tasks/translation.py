@@ -8,9 +8,9 @@ best checkpoint is the one with the lowest held-out loss, without smoothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -20,14 +20,17 @@ from inkstone.config import Section
 from inkstone.errors import DataError
 from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
 from inkstone.tasks import _base
-from inkstone.tasks._base import Mistake, Row
+from inkstone.tasks._base import Mistake, Row, Rows
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec, cut
+from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 Decode = Callable[[Any, TokenBatch], list[tuple[list[int], float]]]
 """(model, batch) → the ids that the decoder writes for each row, and their log-probability."""
+
+FAMILY = "transformer"  # where the recipe names none
 
 
 class Config(Section):
@@ -66,6 +69,9 @@ class Translation:
     text: str
     score: float
 
+    def __str__(self) -> str:
+        return self.text
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"translation": self.text, "score": self.score}
@@ -78,7 +84,8 @@ class Task(_base.Task[Example, Translation]):
     """
 
     NAME = "translation"
-    HEADS = {"seq2seq": ""}
+    UNIT = "token"
+    HEADS: ClassVar = {"seq2seq": ""}
     FIELDS = ("source_field", "target_field")
     LENGTHS = ("target", "source")
     config: Config
@@ -97,6 +104,9 @@ class Task(_base.Task[Example, Translation]):
             )
         return Example(source, target)
 
+    def example(self, text: str) -> Example:
+        return Example(normalize(text))
+
     def texts(self, example: Example) -> Iterable[str]:
         return example.source, example.target
 
@@ -110,7 +120,7 @@ class Task(_base.Task[Example, Translation]):
             for s, t in zip(sources, targets, strict=True)
         ]
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], pad_id: int) -> TokenBatch:
+    def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         source_ids, source_mask = pad([row["source"] for row in rows], pad_id)
         targets, mask = pad([row["target"] for row in rows], IGNORE_INDEX)
         shifted = targets.roll(1, 1).clamp_min(0)
@@ -133,7 +143,7 @@ class Task(_base.Task[Example, Translation]):
             label_smoothing=smoothing,
         )  # fmt: skip
 
-    def outputs(self, model: Any, batch: TokenBatch, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         return self.decode(model, batch)
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Translation:
@@ -143,10 +153,6 @@ class Task(_base.Task[Example, Translation]):
     @property
     def metrics(self) -> tuple[str, ...]:
         return "bleu", "chrf"
-
-    @property
-    def best_by(self) -> tuple[str, bool]:
-        return "nats_per_token", False
 
     def given(self, example: Example) -> Any:
         return example.target
