@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,16 @@ from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generation, Generator
 from inkstone.inference.predict import Predictor, open_predictor
 from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
 
 if TYPE_CHECKING:
     from inkstone.evaluation.perplexity import PerplexityReport
-    from inkstone.tasks._base import Task
-    from inkstone.tasks.classification import Classification
-    from inkstone.tasks.tagging import Tagging
-    from inkstone.tasks.translation import Translation
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
-VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
 
 
 def train(
@@ -79,6 +74,8 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
         ModelError: The model is not one that continues text.
     """
     path = find_model(Path(folder))
+    if read_json(path / "config.json").get("model_type") == "ngram":
+        return CountedModel.open(path)
     where = devices.pick_device(device)
     about = path / "inkstone.json"
     info = read_json(about) if about.is_file() else {}
@@ -113,7 +110,7 @@ def find_model(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, repr=False)
-class LanguageModel:
+class LanguageModel(TaskMethods):
     """A trained model with its tokenizer: one that continues text, or one that does a task.
 
     Attributes:
@@ -152,141 +149,10 @@ class LanguageModel:
             return 0
         return sum(p.numel() for p in self.model.parameters())
 
-    # --- tasks -----------------------------------------------------------------------------------
-
-    @overload
-    def classify(self, text: str, pair: str | None = None) -> Classification: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def classify(self, text: Sequence[str], pair: Sequence[str]) -> list[Classification]: ...
-
-    @overload
-    def classify(self, text: Sequence[str]) -> list[Classification]: ...
-
-    def classify(self, text: Any, pair: Any = None) -> Any:
-        """The label of one text, or of several.
-
-        Args:
-            text: A text or a list of texts.
-            pair: The second text of each, where the model was trained on pairs.
-
-        Raises:
-            UsageError: The model was trained for something else.
-        """
-        from inkstone.tasks.classification import Example
-
-        if isinstance(text, str):
-            return self._predict("classification", [Example(text, (), pair)])[0]
-        pairs = [None] * len(text) if pair is None else pair
-        examples = [Example(a, (), b) for a, b in zip(text, pairs, strict=True)]
-        return self._predict("classification", examples)
-
-    @overload
-    def tag(self, sentence: str) -> Tagging: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def tag(self, sentence: Sequence[str]) -> Tagging: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def tag(self, sentence: Sequence[Sequence[str]]) -> list[Tagging]: ...
-
-    def tag(self, sentence: Any) -> Any:
-        """The tag of every word.
-
-        Args:
-            sentence: A text, which is cut into words and marks; a list of words; or a list of
-                sentences, each a list of words.
-
-        Raises:
-            UsageError: The model was trained for something else.
-        """
-        from inkstone.tasks.tagging import Example
-
-        if isinstance(sentence, str):
-            return self._predict("tagging", [self._task("tagging").example(sentence)])[0]
-        if all(isinstance(word, str) for word in sentence):
-            return self._predict("tagging", [Example(tuple(sentence))])[0]
-        return self._predict("tagging", [Example(tuple(words)) for words in sentence])
-
-    @overload
-    def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def translate(self, text: Sequence[str]) -> list[Translation]: ...
-
-    def translate(self, text: Any) -> Any:
-        """The translation of one text, or of several.
-
-        Raises:
-            UsageError: The model was trained for something else.
-        """
-        from inkstone.tasks.translation import Example
-
-        if isinstance(text, str):
-            return self._predict("translation", [Example(text)])[0]
-        return self._predict("translation", [Example(x) for x in text])
-
-    def predict(self, texts: Sequence[str]) -> list[Any]:
-        """What the model's task makes of plain texts.
-
-        Raises:
-            UsageError: The model was trained for no task with labelled examples.
-        """
-        task = self._task()
-        return self._predict(task.NAME, [task.example(text) for text in texts])
-
-    def predict_file(self, source: str | Path, target: str | Path | None = None) -> int:
-        """Write every record of a table with its prediction, in constant memory.
-
-        Args:
-            source: A .jsonl, .csv, .tsv or .parquet file.
-            target: A new file of JSON lines; None for stdout.
-
-        Returns:
-            How many records there were.
-        """
-        self._task()
-        assert self.predictor is not None
-        with self._fast():
-            return pipeline.predict_file(self.predictor, source, target)
-
-    def evaluate(self, data: str | Path) -> dict[str, Any]:
-        """Scores with confidence intervals, errors and worst mistakes on labelled examples."""
-        self._task()
-        assert self.predictor is not None
-        with self._fast():
-            return pipeline.score_file(self.predictor, data)
-
-    @contextlib.contextmanager
-    def _fast(self) -> Iterator[None]:
-        """Many examples: in the precision of training, where this machine is fast at it."""
-        recipe = self.info.get("recipe")
-        training = recipe.get("training") if isinstance(recipe, dict) else None
-        low = isinstance(training, dict) and training.get("precision") == "bf16"
-        if not low or not hasattr(self.model, "compute_dtype"):
-            yield
-            return
-        before = self.model.compute_dtype
-        self.model.compute_dtype = devices.training_dtype(self.model.device)
-        try:
-            yield
-        finally:
-            self.model.compute_dtype = before
-
-    def _task(self, name: str | None = None) -> Task[Any, Any]:
-        task = None if self.predictor is None else self.predictor.task
-        if task is None or (name not in (None, task.NAME)):
-            trained = "continue text" if task is None else f"do {task.NAME}"
-            verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
-            raise UsageError(f"{self.path} was trained to {trained}", fix=f"use .{verb}(…)")
-        return task
-
-    def _predict(self, name: str, examples: Sequence[Any]) -> list[Any]:
-        self._task(name)
-        assert self.predictor is not None
-        return [prediction for _, prediction in self.predictor(examples)]
-
-    # --- text ------------------------------------------------------------------------------------
+    @property
+    def context(self) -> int:
+        """How many tokens back it looks at most."""
+        return int(getattr(self.model.config, "max_seq_len", 0))
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> Generation: ...
@@ -376,7 +242,7 @@ class LanguageModel:
             "folder": self.path,
             "family": self.info.get("family", "–"),
             "parameters": f"{self.n_parameters:,}",
-            "context": f"{getattr(self.model.config, 'max_seq_len', 0):,} tokens",
+            "context": f"{self.context:,} tokens",
             **(scores if isinstance(scores, dict) else {}),
         }
         cells = "".join(
@@ -394,3 +260,54 @@ def _by_section(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"setting {name!r} names no section", fix='write "training.lr"')
         result.setdefault(section, {})[key] = value
     return result
+
+
+class CountedModel(LanguageModel):
+    """An n-gram model with its tokenizer: it scores text; it neither generates nor chats."""
+
+    @staticmethod
+    def open(path: Path) -> CountedModel:
+        """Read the model folder of a run of `inkstone train ngram`.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        from inkstone.models import ngram
+        from inkstone.tokenizers.tokenizer import Tokenizer
+
+        model, about = ngram.Model.load(path), path / "inkstone.json"
+        info = read_json(about) if about.is_file() else {}
+        return CountedModel(path, model, Tokenizer.load(path), info)
+
+    @property
+    def generator(self) -> Generator:
+        """There is none."""
+        raise UsageError(
+            f"{self.path} holds counted n-grams, which score text but answer nothing",
+            fix="samples of it stand in its run's report; train a neural model to generate",
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """How many n-grams were counted."""
+        return sum(self.model.n_grams)
+
+    @property
+    def context(self) -> int:
+        """How many tokens back it looks."""
+        return int(self.model.config.order) - 1
+
+    def perplexity(
+        self, data: str | Path | Sequence[str], *, stride: int | None = None
+    ) -> PerplexityReport:
+        """As of any model; there are no windows, so no stride can be given."""
+        from inkstone.evaluation.counted import perplexity
+        from inkstone.text.readers import read
+
+        if stride is not None:
+            raise UsageError("an n-gram model has no windows to move", fix="leave out stride")
+        assert self.tokenizer is not None
+        if not isinstance(data, str | Path):
+            return perplexity(self.model, self.tokenizer, data)
+        documents = read(Path(data), config=self._text_config())
+        return perplexity(self.model, self.tokenizer, (d.text for d in documents))

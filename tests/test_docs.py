@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from inkstone import recipe, registry
 from inkstone.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,12 +71,20 @@ def test_commands_run(page: Path, folder: Path) -> None:
             arguments = ["train", "data.embedded=python-prose", "--run", "runs/demo", *SHORT]
         elif arguments[0] == "train" and "--resume" not in arguments:
             given = {a.partition("=")[0] for a in arguments}
-            arguments += [s for s in SHORT if s.partition("=")[0] not in given]
+            arguments += [s for s in _short(arguments) if s.partition("=")[0] not in given]
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n"), encoding="utf-8"))
             code = main(arguments)
         assert code == 0, f"{page.name}: {shlex.join(words)}\n{err.getvalue()}"
+
+
+def _short(arguments: list[str]) -> list[str]:
+    """Of SHORT what the recipe's family has."""
+    named = len(arguments) > 1 and not arguments[1].startswith("--") and "=" not in arguments[1]
+    family = recipe.load(arguments[1] if named else None).model.family
+    fields = registry.load("models", family).Config.model_fields
+    return [s for s in SHORT if not s.startswith("model.") or s[6:].partition("=")[0] in fields]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

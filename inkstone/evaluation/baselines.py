@@ -90,14 +90,16 @@ def kneser_ney(
         vocab_size=tokenizer.vocab_size, order=order, boundary_id=tokenizer.eos_id
     )
     model = ngram.Model(config).fit(train.tokens(0, count))
-    nats, n_tokens = ngram_nats(model, held_out, tokenizer)
+    flat, offsets = tokenizer.encode_arrays(held_out)
+    ids = np.insert(flat.astype(np.int64), offsets[1:], tokenizer.eos_id)
+    nats = -float(model.log_probs(ids).sum())
     said = f"interpolated modified Kneser-Ney of order {order} on the same tokens"
     if count < train.n_tokens:
         said += f", counted on the first {count:,} of {train.n_tokens:,} training tokens"
     return Baseline(
         f"Kneser-Ney {order}-gram",
         nats / (math.log(2) * n_bytes),
-        math.exp(min(700.0, nats / n_tokens)),
+        math.exp(min(700.0, nats / len(ids))),
         said,
     )
 
@@ -106,13 +108,6 @@ def default_order(train: Corpus) -> int:
     """5, or 7 where tokens are about as short as characters."""
     short = train.n_bytes < CHARACTER_BYTES * train.n_tokens
     return ORDER_OF_CHARACTERS if short else ORDER
-
-
-def ngram_nats(model: ngram.Model, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[float, int]:
-    """−Σ ln p over texts, each with its end-of-text token, and how many tokens they are."""
-    flat, offsets = tokenizer.encode_arrays(texts)
-    ids = np.insert(flat.astype(np.int64), offsets[1:], tokenizer.eos_id)
-    return -float(model.log_probs(ids).sum()), len(ids)
 
 
 def xz(train_texts: Iterable[str], held_out: Sequence[str]) -> list[Baseline]:

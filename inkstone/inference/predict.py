@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,13 +17,15 @@ from inkstone.checkpoint import load_model
 from inkstone.corpora.examples import in_batches
 from inkstone.errors import CheckpointError, UsageError
 from inkstone.files import read_json
-from inkstone.inference.greedy import greedy
+from inkstone.inference.beam import BeamConfig, translate
 from inkstone.tasks._base import Row, Task
+from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 EXAMPLES_AT_ONCE = 1024  # held in memory, sorted by length
 TOKENS_AT_ONCE = 8192  # of one forward pass
+LONGER, EXTRA = 2, 16  # a text that is written has at most LONGER · source + EXTRA tokens
 FITTED = frozenset({"linear", "markov"})  # kinds of model that read text, not ids
 E = TypeVar("E")
 P = TypeVar("P")
@@ -92,8 +94,19 @@ def evaluating(model: Any) -> Iterator[None]:
 def connect(task: Task[E, P], tokenizer: Tokenizer | None) -> None:
     """Give a task that writes text the search and the tokenizer that it writes with."""
     if tokenizer is not None and "seq2seq" in task.HEADS:
-        eos_id = tokenizer.eos_id
-        decode: Callable[..., Any] = lambda model, batch: greedy(model, batch, eos_id)  # noqa: E731
+        eos_id, config = tokenizer.eos_id, task.config
+
+        def decode(model: Any, batch: TokenBatch) -> list[tuple[list[int], float]]:
+            assert batch.source_ids is not None
+            longest = LONGER * batch.source_ids.shape[1] + EXTRA
+            search = BeamConfig(
+                n_beams=config.n_beams,
+                length_penalty=config.length_penalty,
+                max_tokens=min(longest, model.config.max_seq_len),
+            )
+            found = translate(model, batch.source_ids, batch.source_mask, search, {eos_id})
+            return [([i for i in best.ids if i != eos_id], best.score) for best, *_ in found]
+
         task.decode, task.tokenizer = decode, tokenizer  # type: ignore[attr-defined]
 
 

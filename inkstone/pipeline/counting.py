@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict
 from itertools import islice
@@ -15,6 +14,7 @@ import numpy as np
 from inkstone import __version__
 from inkstone.errors import ModelError
 from inkstone.evaluation import baselines
+from inkstone.evaluation.counted import perplexity
 from inkstone.files import atomic_folder, write_atomic, write_json
 from inkstone.models import ngram
 from inkstone.pipeline import folder
@@ -161,20 +161,15 @@ def _scores(recipe: Recipe, prepared: Prepared, model: ngram.Model) -> dict[str,
     if prepared.valid is None:
         return {"table": [], "rule": "nothing was held out (text.valid_fraction = 0)"}
     texts = held_out_texts(prepared, recipe.evaluation.max_tokens)
-    nats, tokens = baselines.ngram_nats(model, texts, prepared.tokenizer)
-    n_bytes = sum(len(text.encode()) for text in texts)
-    rule = (
-        f"interpolated modified Kneser-Ney of order {model.config.order}; every token given those "
-        "before it in its document, end-of-text included"
-    )
+    ours = perplexity(model, prepared.tokenizer, texts)
     table: list[dict[str, Any]] = [
-        {"name": "this model", "bits_per_byte": nats / (math.log(2) * n_bytes),
-         "perplexity": math.exp(min(700.0, nats / tokens)), "rule": rule}
+        {"name": "this model", "bits_per_byte": ours.bits_per_byte, "perplexity": ours.perplexity,
+         "rule": ours.rule}
     ]  # fmt: skip
     if recipe.evaluation.baselines:
         training_text = iter(DocumentStore(prepared.documents / "train"))
         table += [asdict(row) for row in baselines.xz(training_text, texts)]
-    return {"table": table, "rule": rule, "tokens": tokens, "bytes": n_bytes}
+    return {"table": table, "rule": ours.rule, "tokens": ours.tokens, "bytes": ours.bytes}
 
 
 def _samples(recipe: Recipe, prepared: Prepared, model: ngram.Model) -> list[dict[str, Any]]:

@@ -56,10 +56,11 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
+    on_examples = recipe.task.name != LANGUAGE_MODELING
+    kind = "" if on_examples else _kind(recipe)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
-    on_examples = recipe.task.name != LANGUAGE_MODELING
     if "-" in recipe.data.path:
         if len(recipe.data.path) > 1:
             raise UsageError("stdin (-) cannot be mixed with other data")
@@ -72,7 +73,7 @@ def train(
         return examples.train(recipe, session, _header(run))
     _check_text(recipe)
     prepared = prepare(recipe, stages, where.type)
-    if _kind(recipe) == "ngram":
+    if kind == "ngram":
         info = provenance(prepared.recipe, prepared)
         return counting.train(prepared, run, _header(run), info, observer)
     observer.stage("plan")
@@ -156,8 +157,18 @@ def _check_text(recipe: Recipe) -> None:
 
 
 def _kind(recipe: Recipe) -> str:
-    """What sort of model the recipe's family is."""
-    return str(registry.load("models", recipe.model.family).KIND)
+    """What sort of model the recipe's family is.
+
+    Raises:
+        UsageError: One that does not learn from plain text.
+    """
+    kind = str(registry.load("models", recipe.model.family).KIND)
+    if kind not in ("causal", "ngram"):
+        raise UsageError(
+            f"model.family = {recipe.model.family!r} does not learn to continue text",
+            fix="it learns from labelled examples: name a task, such as task.name=classification",
+        )
+    return kind
 
 
 def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:

@@ -28,7 +28,7 @@ from inkstone.text.table import Record
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 Decode = Callable[[Any, TokenBatch], list[tuple[list[int], float]]]
-"""(model, batch) → the ids that the decoder writes for each row, and their log-probability."""
+"""(model, batch) → the ids that the decoder writes for each row, and their score."""
 
 FAMILY = "transformer"  # where the recipe names none
 
@@ -40,12 +40,16 @@ class Config(Section):
         source_field: Field of the text to translate.
         target_field: Field of its translation.
         label_smoothing: ε: the share of probability that all other words are to have.
+        n_beams: Texts that a search keeps side by side; 1 takes the likeliest word each time.
+        length_penalty: α of the search: above 0 it favors longer texts.
         bleu_tokenizer: How sacrebleu cuts words: "13a" (its default) or "zh" for Chinese targets.
     """
 
     source_field: str = Field(default="source", min_length=1)
     target_field: str = Field(default="target", min_length=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    n_beams: int = Field(default=4, ge=1, le=64)
+    length_penalty: float = Field(default=1.0, ge=-10, le=10)
     bleu_tokenizer: str = Field(default="13a", pattern="^(13a|zh|intl|char|none)$")
 
 
@@ -63,7 +67,7 @@ class Translation:
 
     Attributes:
         text: The translation.
-        score: Its log-probability, in nats.
+        score: Its log-probability over length^α, in nats.
     """
 
     text: str
