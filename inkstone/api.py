@@ -1,4 +1,4 @@
-"""The same from Python: `ink.train(...)`, `ink.load(...)`, then generate, chat, perplexity."""
+"""The same from Python: `ink.train(...)`, `ink.load(...)`, then generate, classify, tag, …"""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generation, Generator
+from inkstone.inference.predict import Predictor, open_predictor
 from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.task_methods import VERBS, TaskMethods
+from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
 
@@ -74,6 +77,11 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
     if read_json(path / "config.json").get("model_type") == "ngram":
         return CountedModel.open(path)
     where = devices.pick_device(device)
+    about = path / "inkstone.json"
+    info = read_json(about) if about.is_file() else {}
+    if info.get("task", LANGUAGE_MODELING) != LANGUAGE_MODELING:
+        predictor = open_predictor(path, where)
+        return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
 
@@ -102,35 +110,49 @@ def find_model(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, repr=False)
-class LanguageModel:
-    """A model that continues text, with its tokenizer.
+class LanguageModel(TaskMethods):
+    """A trained model with its tokenizer: one that continues text, or one that does a task.
 
     Attributes:
         path: The folder it came from.
         model: The network.
         tokenizer: None where the folder has none.
         info: The contents of inkstone.json.
+        predictor: The task that it was trained for, where that has labelled examples.
     """
 
     path: Path
     model: Any
     tokenizer: Tokenizer | None
     info: dict[str, Any]
+    predictor: Predictor[Any, Any] | None = None
 
     @property
     def generator(self) -> Generator:
-        """The decoding loop over this model."""
+        """The decoding loop over this model.
+
+        Raises:
+            UsageError: It was trained for a task, not to continue text.
+        """
+        if self.predictor is not None:
+            name = self.predictor.task.NAME
+            raise UsageError(
+                f"{self.path} was trained for {name}, it does not continue text",
+                fix=f"use `inkstone run`, or in Python .{VERBS.get(name, 'predict')}(…)",
+            )
         return Generator(self.model, self.tokenizer)
 
     @property
     def n_parameters(self) -> int:
-        """How many weights it has."""
+        """How many weights it has; 0 where it is no network."""
+        if not hasattr(self.model, "parameters"):
+            return 0
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def context(self) -> int:
         """How many tokens back it looks at most."""
-        return int(self.model.config.max_seq_len)
+        return int(getattr(self.model.config, "max_seq_len", 0))
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> Generation: ...
@@ -188,6 +210,7 @@ class LanguageModel:
         """
         from inkstone.evaluation.perplexity import perplexity
 
+        _ = self.generator  # says so where the model does not continue text
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer, so text cannot be scored")
         source = Path(data) if isinstance(data, str) else data

@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -32,27 +33,54 @@ OVERRIDE = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 RECIPE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
+LANGUAGE_MODELING = "language_modeling"
+PATHS = (("data", "path"), ("data", "valid"), ("data", "test"), ("model", "pretrained"))
+
+
 class DataSection(Section):
-    """What to train on: paths (files, folders, globs), or the prose that Python itself carries."""
+    """What to train on: paths (files, folders, globs), or the prose that Python itself carries.
+
+    Labelled examples may come with a `valid` part, by which the best checkpoint is picked, and a
+    `test` part, which only the last score sees. Without `valid`, a part is held out.
+    """
 
     path: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
     embedded: Literal["python-prose"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         if self.path and self.embedded:
             raise ValueError("give either path or embedded, not both")
-        if any("\0" in p or not p for p in self.path):
+        if any("\0" in p or not p for p in (*self.path, *self.valid, *self.test)):
             raise ValueError("a path is empty or holds a NUL character")
         return self
 
 
+class TaskSection(Section):
+    """What the model learns, and any fields of that task's `Config`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = LANGUAGE_MODELING
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings of the task's `Config` that are given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class ModelSection(Section):
-    """The family, and any fields of that family's `Config`; planning fills what is left out."""
+    """The family, and any fields of that family's `Config`; planning fills what is left out.
+
+    `pretrained` is a model folder whose tokenizer and weights a task begins with.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     family: str = "llama"
+    pretrained: str | None = Field(default=None, min_length=1)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -82,6 +110,7 @@ class EvaluationSection(Section):
 class Recipe(Section):
     """Everything that decides a run. Sections belong to the rooms that use them."""
 
+    task: TaskSection = Field(default_factory=TaskSection)
     data: DataSection = Field(default_factory=DataSection)
     text: TextConfig = Field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
@@ -172,6 +201,8 @@ def load(source: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         _anchor_paths(values, path)
     for override in overrides:
         section, key, value = parse_override(override)
+        if (section, key) in PATHS:  # of the command line: relative to the current folder
+            value = _absolute(value, Path.cwd())
         entries = values.setdefault(section, {})
         if not isinstance(entries, dict):
             raise RecipeError(f"{where}: {section!r} must be a [section], not a value")
@@ -226,7 +257,7 @@ def from_dict(values: Mapping[str, Any], *, where: str = "recipe", text: str = "
     Raises:
         RecipeError: An unknown key (with the nearest known one), or a value that does not fit.
     """
-    values = _one_path(values)
+    values = _with_family(_one_path(values), where, text)
     try:
         _check_numbers(values, (), where, text)
         encoded = json.dumps(values)  # pydantic's strict JSON mode knows lists, but no lax numbers
@@ -238,8 +269,36 @@ def from_dict(values: Mapping[str, Any], *, where: str = "recipe", text: str = "
         recipe = Recipe.model_validate_json(encoded, strict=True)
     except ValidationError as error:
         raise _explain(error, where, text) from error
+    _check_task(recipe.task, where, text)
     _check_model(recipe.model, where, text)
     return recipe
+
+
+def _check_task(section: TaskSection, where: str, text: str) -> None:
+    """Check each given field against the task's own `Config`."""
+    if section.name == LANGUAGE_MODELING and not section.fields:
+        return  # a task's file imports torch: do not, where nothing needs checking
+    module = _task(section.name, where, text)
+    config = getattr(module, "Config", None)
+    _check_fields("task", "name", section.fields, config, where, text)
+    if config is not None:
+        try:
+            config(**section.fields)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise _misfit(
+                "task", str((*problem["loc"], "")[0]), problem["input"], problem["msg"], where, text
+            ) from error
+
+
+def _task(name: str, where: str, text: str) -> ModuleType:
+    tasks = registry.names("tasks")
+    if name not in tasks:
+        line = _line_of(text, "task", "name")
+        raise RecipeError(
+            f"{where}{line}: unknown task.name {name!r}", fix=registry.did_you_mean(name, tasks)
+        )
+    return registry.load("tasks", name)
 
 
 def _check_model(section: ModelSection, where: str, text: str) -> None:
@@ -255,18 +314,39 @@ def _check_model(section: ModelSection, where: str, text: str) -> None:
             f"{where}{line}: unknown model.family {section.family!r}",
             fix=registry.did_you_mean(section.family, families),
         )
-    if not section.fields:
-        return  # the family's file imports torch: do not, where nothing needs checking
-    known: dict[str, FieldInfo] = registry.load("models", section.family).Config.model_fields
-    for key, value in section.fields.items():
+    if section.fields:
+        config = registry.load("models", section.family).Config
+        _check_fields("model", "family", section.fields, config, where, text)
+
+
+def _check_fields(
+    section: str, first: str, fields: Mapping[str, Any], config: Any, where: str, text: str
+) -> None:
+    """Check single fields of a section whose other fields are those of some `Config`."""
+    known: dict[str, FieldInfo] = {} if config is None else config.model_fields
+    for key, value in fields.items():
         if key not in known:
-            raise _unknown(f"model.{key}", key, ["family", *known], where, text)
+            raise _unknown(f"{section}.{key}", key, [first, *known], where, text)
         kind: Any = Annotated[known[key].annotation, known[key]]
         check: TypeAdapter[Any] = TypeAdapter(kind)
         try:
             check.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            raise _misfit("model", key, value, error.errors()[0]["msg"], where, text) from error
+            raise _misfit(section, key, value, error.errors()[0]["msg"], where, text) from error
+
+
+def _with_family(values: dict[str, Any], where: str, text: str) -> dict[str, Any]:
+    """A task on examples has a family of its own by default."""
+    task, model = values.get("task"), values.get("model", {})
+    name = task.get("name", LANGUAGE_MODELING) if isinstance(task, Mapping) else LANGUAGE_MODELING
+    if name == LANGUAGE_MODELING or not isinstance(name, str) or not isinstance(model, Mapping):
+        return values
+    if "family" in model:
+        return values
+    family = getattr(
+        _task(name, where, text), "FAMILY", ModelSection.model_fields["family"].default
+    )
+    return {**values, "model": {"family": family, **model}}
 
 
 def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
@@ -348,11 +428,15 @@ def _read(path: Path) -> str:
 
 
 def _one_path(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`data.path = "x"` means `["x"]`."""
+    """`data.path = "x"` means `["x"]`, and so for the other parts of the data."""
     result = dict(values)
     data = result.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("path"), str):
-        result["data"] = {**data, "path": [data["path"]]}
+    if isinstance(data, Mapping):
+        parts = ("path", "valid", "test")
+        result["data"] = {
+            key: [value] if key in parts and isinstance(value, str) else value
+            for key, value in data.items()
+        }
     return result
 
 
@@ -361,20 +445,33 @@ def _anchor_paths(values: dict[str, Any], recipe: Path) -> None:
 
     A recipe is often somebody else's: `../../.ssh` must not become training text unnoticed.
     """
-    data = values.get("data")
-    if not isinstance(data, dict):
-        return
-    paths = data.get("path")
+    for section, key in PATHS:
+        entries = values.get(section)
+        if not isinstance(entries, dict) or key not in entries:
+            continue
+        for path in _listed(entries[key]):
+            if ".." in Path(path).parts:
+                option = "--data PATH" if key == "path" else f"{section}.{key}=PATH"
+                raise RecipeError(
+                    f"{recipe}: {section}.{key} = {path!r} climbs out of the recipe's folder",
+                    fix=f"write an absolute path, or give it on the command line: {option}",
+                )
+        entries[key] = _absolute(entries[key], recipe.parent.absolute())
+
+
+def _listed(paths: Any) -> list[str]:
+    """Paths of a setting; none where it is of the wrong type, which is reported elsewhere."""
     listed = [paths] if isinstance(paths, str) else paths
-    if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
-        return  # the wrong type is reported where all types are checked
-    for path in listed:
-        if ".." in Path(path).parts:
-            raise RecipeError(
-                f"{recipe}: data.path = {path!r} climbs out of the recipe's folder",
-                fix="write an absolute path, or give it on the command line: --data PATH",
-            )
-    data["path"] = [p if p == "-" else str(recipe.parent.absolute() / p) for p in listed]
+    sound = isinstance(listed, list) and all(isinstance(path, str) for path in listed)
+    return listed if sound else []
+
+
+def _absolute(paths: Any, folder: Path) -> Any:
+    """The same paths from the root; what is no path stays as it is."""
+    listed = [p if p in ("-", "") else str(folder / p) for p in _listed(paths)]
+    if not listed:
+        return paths
+    return listed[0] if isinstance(paths, str) else listed
 
 
 def _set(entries: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

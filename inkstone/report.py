@@ -19,7 +19,7 @@ from inkstone import __version__
 from inkstone.errors import RunError
 from inkstone.files import complete_lines, write_atomic
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+LANGUAGE_MODEL, EXAMPLES = "report.html.jinja", "report_examples.html.jinja"
 WIDTH, HEIGHT = 760, 320  # of the curve's drawing
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # its margins
 MAX_POINTS = 400  # of one line; more cannot be seen
@@ -46,16 +46,21 @@ def write(run: Path) -> Path:
     """
     facts = gather(run)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["number"] = number
     environment.filters["clock"] = clock
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.get_template(EXAMPLES if facts["task"] else LANGUAGE_MODEL)
     size = {"w": WIDTH, "h": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     page = template.render(**facts, size=size, version=__version__)
     path = run / "report.html"
     write_atomic(path, page)
-    picture(facts["train_points"], facts["valid_points"], run / "loss.png", run.name)
+    points = facts["train_points"], facts["valid_points"]
+    picture(*points, run / "loss.png", run.name, f"loss (nats per {facts['unit']})")
     return path
 
 
@@ -76,12 +81,15 @@ def gather(run: Path) -> dict[str, Any]:
     ]
     steps = [r for r in rows if r.get("kind") == "step"]
     plan = _json(run / "plan.json")
+    data = _json(run / "data.json")
     return {
         "name": run.resolve().name,
+        "task": data.get("task"),
+        "unit": data.get("unit", "token"),
         "run": str(run),
         "recipe": recipe.read_text(encoding="utf-8"),
         "result": _json(run / "result.json"),
-        "statistics": _json(run / "data.json").get("line", ""),
+        "statistics": data.get("line", ""),
         "choices": plan.get("choices", []),
         "machine": plan.get("machine", {}),
         "last": steps[-1] if steps else {},
@@ -135,7 +143,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def picture(train: Points, valid: Points, path: Path, title: str) -> None:
+def picture(train: Points, valid: Points, path: Path, title: str, unit: str) -> None:
     """The loss curve as a PNG."""
     if not train:
         return
@@ -150,7 +158,7 @@ def picture(train: Points, valid: Points, path: Path, title: str) -> None:
         axes.plot(*zip(*valid, strict=True), color="#1f5fbf", marker="o", markersize=3,
                   label="held out")  # fmt: skip
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(unit)
     axes.set_title(title.replace("$", r"\$"))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

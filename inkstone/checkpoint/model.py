@@ -57,7 +57,7 @@ def save_model(
     folder = Path(folder)
     family = registry.load("models", type(model).__module__.rsplit(".", 1)[-1])
     dtype = dtype or next(model.parameters()).dtype
-    hf = family.to_hf_config(model.config)
+    hf = family.to_hf_config(model.config) | _label_names(model, (info or {}).get("labels"))
     ids = _special_ids(tokenizer, model.config.vocab_size)
     ids = {key: hf.get(key) if value is None else value for key, value in ids.items()}
     name = str(dtype).removeprefix("torch.")
@@ -338,6 +338,16 @@ def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dt
 
 def _stacked_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _label_names(model: Any, labels: list[str] | None) -> dict[str, Any]:
+    """The two tables by which transformers knows what the outputs of a head mean."""
+    if not labels or getattr(model.config, "n_labels", None) != len(labels):
+        return {}
+    return {
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
 
 
 def _special_ids(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, int | None]:

@@ -1,8 +1,8 @@
-"""`inkstone eval`: how well a model predicts a text it has not seen."""
+"""`inkstone eval`: how well a model does on data it has not seen."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from inkstone.cli import options
 
 def command(
     run: options.RunOrModel,
-    data: Annotated[str, typer.Option(help="Folder, file or glob of text; - is stdin.")],
+    data: Annotated[str, typer.Option(help="Text, or a table of labelled examples; - is stdin.")],
     stride: Annotated[
         int | None,
         typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
@@ -19,15 +19,27 @@ def command(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Measure perplexity and bits per byte of a whole text.
+    """Measure perplexity and bits per byte of a whole text, or the scores of a task on examples.
 
     The rule that they were computed by is printed with them.
     """
     import json as encoder
 
     from inkstone import api
+    from inkstone.cli.session import score_lines
+    from inkstone.errors import UsageError
 
-    report = api.load(run, device=device).perplexity(data, stride=stride)
+    model = api.load(run, device=device)
+    if model.predictor is not None:
+        if stride is not None:
+            raise UsageError("--stride is for scoring plain text", fix="leave it out")
+        result = model.evaluate(data)
+        if json:
+            print(encoder.dumps(result, indent=2, ensure_ascii=False))
+            return
+        print("\n".join([*score_lines(result), *label_lines(result["labels"])]))
+        return
+    report = model.perplexity(data, stride=stride)
     if json:
         print(encoder.dumps(report.to_dict(), indent=2))
         return
@@ -35,3 +47,16 @@ def command(
     print(f"bits per byte  {report.bits_per_byte:.4f}")
     print(f"tokens         {report.tokens:,} ({report.bytes:,} bytes)")
     print(f"rule           {report.rule}")
+
+
+def label_lines(labels: list[dict[str, Any]]) -> list[str]:
+    """Precision, recall and F1 of every label, for people."""
+    from inkstone.cli.text import printable
+
+    if not labels:
+        return []
+    lines = ["", f"{'label':20} {'precision':>9} {'recall':>9} {'F1':>9} {'examples':>9}"]
+    for row in labels:
+        numbers = " ".join(f"{100 * row[k]:9.2f}" for k in ("precision", "recall", "f1"))
+        lines.append(f"{printable(row['label']):20.20} {numbers} {row['examples']:9,}")
+    return lines

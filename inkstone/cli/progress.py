@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inkstone.training.log import StepInfo
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
-NAMED = ("data", "clean", "tokenizer", "tokens", "plan", "train", "evaluate", "report")
+NAMED = ("data", "examples", "clean", "tokenizer", "tokens", "plan", "train", "evaluate", "report")
 WIDTH = max(map(len, NAMED))
 
 
@@ -55,10 +55,12 @@ class PlainObserver(Observer):
         now = time.monotonic()
         if now - self._last >= PLAIN_EVERY_S or info.step == info.max_steps:
             self._last = now
-            _print(f"{'train':{WIDTH}}  {training_line(info, self._valid)}")
+            _print(f"{'train':{WIDTH}}  {training_line(info, self._valid, self.unit)}")
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         self._valid = scores.get("nats_per_token")
+        if shown := others(scores):
+            _print(f"{'train':{WIDTH}}  step {step:,} · held out: loss {self._valid:.3f}{shown}")
 
 
 class LiveObserver(Observer):
@@ -107,7 +109,9 @@ class LiveObserver(Observer):
     def step(self, info: StepInfo) -> None:
         self._info = info
         total = info.elapsed_s + info.remaining_s
-        self._show(self._bar(info.elapsed_s, total, training_line(info, self._valid), wide=True))
+        self._show(
+            self._bar(info.elapsed_s, total, training_line(info, self._valid, self.unit), wide=True)
+        )
 
     def evaluated(self, step: int, scores: dict[str, float]) -> None:
         self._valid = scores.get("nats_per_token")
@@ -115,6 +119,7 @@ class LiveObserver(Observer):
             self._say(
                 (f"    step {step:>7,}  loss {self._info.loss:.3f}  ", "dim"),
                 (f"valid {self._valid:.3f}", "bold"),
+                (others(scores), "bold"),
             )
 
     def training_ended(self) -> None:
@@ -158,14 +163,20 @@ class LiveObserver(Observer):
         self._console.print(Text.assemble(*parts), soft_wrap=True)
 
 
-def training_line(info: StepInfo, valid: float | None) -> str:
+def others(scores: dict[str, float]) -> str:
+    """The scores of a task beside its loss."""
+    named = {k: v for k, v in scores.items() if k not in {"nats_per_token", "best_by"}}
+    return "".join(f"  {name.replace('_', ' ')} {100 * v:.2f}" for name, v in named.items())
+
+
+def training_line(info: StepInfo, valid: float | None, unit: str = "tokens") -> str:
     """Where training stands: step, losses, rate, share of the peak, epoch, time left."""
     of = f"/{info.max_steps:,}" if info.max_steps else ""
     held_out = f" · valid {valid:.3f}" if valid is not None else ""
     share = f" · {info.mfu:.0%} of peak" if math.isfinite(info.mfu) else ""
     return (
         f"step {info.step:,}{of} · loss {info.loss:.3f}{held_out} · "
-        f"{info.tokens_per_s:,.0f} tokens/s{share} · epoch {info.epoch:.1f} · "
+        f"{info.tokens_per_s:,.0f} {unit}/s{share} · epoch {info.epoch:.1f} · "
         f"{clock(info.remaining_s)} left"
     )
 

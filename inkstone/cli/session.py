@@ -88,6 +88,8 @@ def _empty_folder(path: Path) -> bool:
 
 def summary(result: dict[str, Any]) -> str:
     """The end of a run, for people: scores beside baselines, samples, files, what to type next."""
+    if "task" in result:
+        return summary_of_examples(result)
     run = result["run"]
     lines = ["", f"{'held-out text':34} {'bits/byte':>9}  {'perplexity':>10}"]
     for row in result["scores"]["table"]:
@@ -126,6 +128,51 @@ def summary(result: dict[str, Any]) -> str:
         "  inkstone train --data YOUR_FOLDER --minutes 10 --run runs/mine",
     ]
     return "\n".join(lines)
+
+
+def summary_of_examples(result: dict[str, Any]) -> str:
+    """The end of a run on labelled examples."""
+    run, time = result["run"], result["time"]
+    lines = ["", *score_lines(result), ""]
+    size = f"{result['parameters']:,} parameters, " if result["parameters"] else ""
+    steps = f"{result['steps']:,} steps, " if result["steps"] else ""
+    lines += [
+        f"{result['family']}, {size}{steps}trained {clock(time['training_s'])}, "
+        f"in all {clock(time['total_s'])}",
+        f"model   {run}/model",
+        f"report  {run}/report.html        scores by label, the worst mistakes",
+        "",
+        "next",
+        f'  inkstone run {run} "…"',
+        f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl",
+        f"  inkstone eval {run} --data OTHER.jsonl",
+    ]
+    return "\n".join(lines)
+
+
+def score_lines(result: dict[str, Any]) -> list[str]:
+    """Scores with their intervals beside the simplest answer."""
+    from inkstone.evaluation.scores import Score
+
+    part = {"test": "test", "valid": "held-out", "train": "training"}.get(
+        result.get("part", ""), ""
+    )
+    simplest = result.get("baseline") or {}
+    head = f"{result['examples']:,} {part} examples".replace("  ", " ")
+    lines = [
+        f"{head:34} {'score':>9}   {'95 % interval':16}  {printable(simplest.get('name', ''))}"
+    ]
+    for row in result["scores"]:
+        scale = Score(**row).scale
+        value, low, high = (scale * row[key] for key in ("value", "low", "high"))
+        other = simplest.get(row["name"])
+        lines.append(
+            f"  {row['name'].replace('_', ' '):32} {value:9.2f}   "
+            f"{f'{low:.2f} to {high:.2f}':16}  {'' if other is None else f'{scale * other:.2f}'}"
+        )
+    return lines + [
+        f"  {row['name'].replace('_', ' ')}: {row['definition']}" for row in result["scores"]
+    ]
 
 
 def _prompt(result: dict[str, Any]) -> str:

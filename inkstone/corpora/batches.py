@@ -35,6 +35,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def n_targets(self) -> int:
+        """Tokens with a loss."""
+        return int((self.targets != IGNORE_INDEX).sum())
+
     def split(self, rows: int) -> Iterator[Batch]:
         """Micro-batches of at most `rows` rows."""
         for start in range(0, len(self), rows):

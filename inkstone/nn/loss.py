@@ -28,6 +28,7 @@ def chunked_cross_entropy(
     bias: Tensor | None = None,
     chunk: int | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, int]:
     """Sum over tokens of −log softmax(hidden · weightᵀ + bias)[target], in nats.
 
@@ -41,6 +42,8 @@ def chunked_cross_entropy(
         bias: [V].
         chunk: Rows at a time; by default as many as keep a chunk of logits below CHUNK_BYTES.
         z_loss: Weight of the extra term log²Z a token, which keeps logits small (PaLM, section 5).
+        label_smoothing: ε: the target has probability 1 − ε + ε/V, every other word ε/V (Szegedy et
+            al. 2016, section 7).
 
     Returns:
         The sum as an fp32 scalar, and the number of targets that were counted.
@@ -53,7 +56,9 @@ def chunked_cross_entropy(
     if chunk is None:
         most = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
         chunk = -(-n_targets // max(1, -(-n_targets // most)))  # equal chunks
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, max(1, chunk), z_loss)
+    total: Tensor = _ChunkedCrossEntropy.apply(
+        hidden, weight, bias, targets, max(1, chunk), z_loss, label_smoothing
+    )
     return total, n_targets
 
 
@@ -67,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         chunk: int,
         z_loss: float,
+        label_smoothing: float,
     ) -> Tensor:
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         low, low_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
@@ -86,7 +92,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 else:
                     torch.addmm(low_bias[part], rows, low[part].T, out=scores[:, part])
             wanted = any(ctx.needs_input_grad)
-            total += _score(scores, targets[start : start + chunk], z_loss, want_gradient=wanted)
+            at = targets[start : start + chunk]
+            total += _score(scores, at, z_loss, label_smoothing, want_gradient=wanted)
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = _sum_of_products(scores, low)
             if d_weight is not None:
@@ -103,10 +110,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradients of a chunked loss can be taken only once")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
-def _score(scores: Tensor, targets: Tensor, z_loss: float, *, want_gradient: bool) -> Tensor:
+def _score(
+    scores: Tensor, targets: Tensor, z_loss: float, smoothing: float, *, want_gradient: bool
+) -> Tensor:
     """Sum of the losses of these rows; `scores` [n, V] becomes d(loss)/d(scores) in place."""
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     for rows in _row_slices(scores):
@@ -116,13 +125,18 @@ def _score(scores: Tensor, targets: Tensor, z_loss: float, *, want_gradient: boo
         p = torch.softmax(low, 1, dtype=torch.float32)
         log_z = top - p.amax(1, keepdim=True).log()  # exact, because no row's largest p is small
         loss = log_z - at_target
+        if smoothing:
+            mean = low.mean(1, keepdim=True, dtype=torch.float32)
+            loss = loss + smoothing * (at_target - mean)
         if z_loss:
             loss = loss + z_loss * log_z.square()
         total += loss.sum()
         if want_gradient:
             if z_loss:
                 p.mul_(1 + 2 * z_loss * log_z)
-            p.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+            if smoothing:
+                p.sub_(smoothing / p.shape[1])
+            p.scatter_add_(1, target, torch.full_like(log_z, smoothing - 1.0))
             low.copy_(p)
     return total
 

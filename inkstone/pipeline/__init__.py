@@ -4,7 +4,8 @@ Each stage's result is kept under the hash of what it depends on and reused when
 `train` starts a run in a new folder, `resume` continues one that was interrupted.
 """
 
+from inkstone.pipeline.examples_use import predict_file, score_file
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.run import TrainingInterrupted, resume, train
 
-__all__ = ["Observer", "TrainingInterrupted", "resume", "train"]
+__all__ = ["Observer", "TrainingInterrupted", "predict_file", "resume", "score_file", "train"]

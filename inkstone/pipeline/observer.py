@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from inkstone.training.log import Hook, StepInfo
+
 if TYPE_CHECKING:
     from inkstone.planning.plan import Choice
-    from inkstone.training.log import StepInfo
 
 
 class Observer:
-    """Told of stages, choices and training steps; every method may be left out."""
+    """Told of stages, choices and training steps; every method may be left out.
+
+    Attributes:
+        unit: What training counts, in the plural.
+    """
+
+    unit = "tokens"
 
     def stage(self, name: str) -> None:
         """A stage begins."""
@@ -39,3 +46,19 @@ class Observer:
 
     def result(self, result: dict[str, Any]) -> None:
         """The run is complete."""
+
+
+class Relay(Hook):
+    """Passes what the training loop tells on to the observer."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def on_step(self, info: StepInfo) -> None:
+        self.observer.step(info)
+
+    def on_eval(self, step: int, scores: dict[str, float]) -> None:
+        self.observer.evaluated(step, scores)
+
+    def on_message(self, text: str) -> None:
+        self.observer.note(text)

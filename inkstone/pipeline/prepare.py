@@ -118,14 +118,14 @@ def _gather(recipe: Recipe, cache: StageCache) -> Any:
     return list(paths) if len(paths) > 1 else paths[0]
 
 
-def keep_stdin(cache: StageCache) -> Path:
+def keep_stdin(cache: StageCache, suffix: str = ".txt") -> Path:
     """Write stdin to a file of the cache, named by its hash, so that a run can be resumed."""
     folder = cache.folder / "stdin"
     folder.mkdir(parents=True, exist_ok=True)
     private = folder / f".{id(cache)}.tmp"
     with open(private, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-    target = folder / f"{sha256(private)[:24]}.txt"
+    target = folder / f"{sha256(private)[:24]}{suffix}"
     private.rename(target)
     return target
 

@@ -15,17 +15,16 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import counting, folder
+from inkstone.pipeline import counting, examples, folder
 from inkstone.pipeline.finish import finish
-from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
 from inkstone.pipeline.stages import StageCache, cache_folder
 from inkstone.pipeline.timing import StepTimer, build_model
 from inkstone.planning.auto import plan_run
 from inkstone.planning.plan import Plan
-from inkstone.recipe import Recipe
+from inkstone.recipe import LANGUAGE_MODELING, Recipe
 from inkstone.tasks import language_modeling
-from inkstone.training.log import Hook, StepInfo
 from inkstone.training.loop import Trainer, TrainingInterrupted, TrainingResult
 
 __all__ = ["TrainingInterrupted", "resume", "train"]
@@ -57,17 +56,22 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
-    kind = _kind(recipe)
+    on_examples = recipe.task.name != LANGUAGE_MODELING
+    kind = "" if on_examples else _kind(recipe)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
     if "-" in recipe.data.path:
         if len(recipe.data.path) > 1:
             raise UsageError("stdin (-) cannot be mixed with other data")
-        recipe = recipe.with_data([keep_stdin(stages)])
+        recipe = recipe.with_data([keep_stdin(stages, ".jsonl" if on_examples else ".txt")])
     began = time.monotonic()
     where = devices.pick_device(device)
     devices.tune_allocator()
+    if on_examples:
+        session = examples.Session(run, stages, observer, where, began)
+        return examples.train(recipe, session, _header(run))
+    _check_text(recipe)
     prepared = prepare(recipe, stages, where.type)
     if kind == "ngram":
         info = provenance(prepared.recipe, prepared)
@@ -122,12 +126,34 @@ def resume(
     began = time.monotonic()
     where = devices.pick_device(device)
     devices.tune_allocator()
+    if recipe.task.name != LANGUAGE_MODELING:
+        session = examples.Session(run, stages, observer, where, began)
+        return examples.resume(recipe, session, record.get("hashes", {}))
     prepared = prepare(recipe, stages, where.type)
     _compare(record.get("hashes", {}), prepared.hashes, run)
     if _kind(recipe) == "ngram":
         return counting.count(recipe, prepared, run, provenance(recipe, prepared), observer)
     machine = devices.measure(str(where))
     return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
+
+
+def _check_text(recipe: Recipe) -> None:
+    """Refuse settings that say something about labelled examples only.
+
+    Raises:
+        UsageError: One of them is set.
+    """
+    given = {
+        "data.valid": recipe.data.valid, "data.test": recipe.data.test,
+        "model.pretrained": recipe.model.pretrained, "training.epochs": recipe.training.epochs,
+        "training.examples_per_step": recipe.training.examples_per_step,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"{name} is for tasks on labelled examples, and this run learns from plain text",
+                fix="leave it out, or name a task: task.name=classification",
+            )
 
 
 def _kind(recipe: Recipe) -> str:
@@ -140,7 +166,7 @@ def _kind(recipe: Recipe) -> str:
     if kind not in ("causal", "ngram"):
         raise UsageError(
             f"model.family = {recipe.model.family!r} does not learn to continue text",
-            fix="it learns from labeled examples; fit it from Python, see docs/models",
+            fix="it learns from labelled examples: name a task, such as task.name=classification",
         )
     return kind
 
@@ -186,7 +212,7 @@ def _train_and_finish(
         run,
         save_model=lambda out: save_model(out, model, prepared.tokenizer, info=info),
         evaluate=_scorer(model, prepared, recipe),
-        hooks=[_Relay(observer)],
+        hooks=[Relay(observer)],
         fingerprint={k: v for k, v in prepared.hashes.items() if k != "text"}
         | {"inkstone": __version__},
         flops_per_token=training_flops(recipe),
@@ -261,19 +287,3 @@ def _header(run: Path) -> str:
         f"# The resolved recipe of {run.name}, written by Inkstone {__version__}.\n"
         f"# Comments say why a value was chosen. Run it again: inkstone train {run}/recipe.toml\n\n"
     )
-
-
-class _Relay(Hook):
-    """Passes what the training loop tells on to the observer."""
-
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
-
-    def on_step(self, info: StepInfo) -> None:
-        self.observer.step(info)
-
-    def on_eval(self, step: int, scores: dict[str, float]) -> None:
-        self.observer.evaluated(step, scores)
-
-    def on_message(self, text: str) -> None:
-        self.observer.note(text)

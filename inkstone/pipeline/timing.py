@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inkstone import registry
 from inkstone.corpora.batches import Batch
@@ -27,6 +28,36 @@ def build_model(
         model = module.Model(module.Config(**fields))
     model.compute_dtype = DTYPES[precision]
     return model
+
+
+def time_steps(
+    model: Any,
+    batches: Iterator[Any],
+    loss: Callable[[Any, Any], tuple[Tensor, int]],
+    seconds: float = TIMING_SECONDS,
+) -> float:
+    """Mean seconds of a training step on real batches, after one to warm up.
+
+    Args:
+        model: In training mode; it is left trained a little.
+        batches: As training will get them, of all lengths.
+        loss: Of the task.
+        seconds: Spent on it.
+    """
+    model.train()
+    optimizers = Optimizers(model, TrainingConfig(optimizer="adamw", max_steps=1))
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - began < seconds:
+        batch = next(batches).to(model.device)
+        start = time.perf_counter()
+        total, count = loss(model, batch)
+        (total / max(1, count)).backward()
+        optimizers.step(1e-9)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        times.append(time.perf_counter() - start)
+    return sum(times[1:]) / len(times[1:])
 
 
 class StepTimer:

@@ -1,11 +1,11 @@
-"""The .parquet reader (extra `data`)."""
+"""Reading .parquet (extra `data`)."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inkstone import registry
 from inkstone.errors import DataError
@@ -27,56 +27,86 @@ def read_parquet(file: Opened) -> Iterator[Document]:
         DataError: Damaged, no such column, no text in it, or a bomb.
         MissingExtraError: pyarrow is not installed.
     """
+    field = file.config.field
+    for number, names, row in parquet_rows(file, (field,), text=True):
+        if field not in row:
+            raise missing_field(field, dict.fromkeys(names), file.name)
+        yield Document(row[field] or "", file.name, number)
+
+
+def parquet_rows(
+    file: Opened, wanted: Sequence[str], *, text: bool = False
+) -> Iterator[tuple[int, tuple[str, ...], dict[str, Any]]]:
+    """Some columns of a table: number of the row, names of all columns, values of those wanted.
+
+    A file without a wanted column gives rows without it.
+
+    Args:
+        file: The table.
+        wanted: Columns to read.
+        text: They must hold text.
+
+    Raises:
+        DataError: Damaged, no text where it must be, or a bomb.
+        MissingExtraError: pyarrow is not installed.
+    """
     arrow, parquet = registry.extra("pyarrow", "data"), registry.extra("pyarrow.parquet", "data")
-    field, name = file.config.field, file.name
+    name = file.name
     with tempfile.TemporaryFile() as whole:  # parquet is read from its end
         shutil.copyfileobj(file.stream, whole, 1 << 20)
         left = expansion_limit(whole.tell(), file.config)
         whole.seek(0)
         try:
-            table = _open(arrow, parquet, whole, file)
-            _check_sizes(table, left, file)
+            schema = parquet.read_schema(whole)
+            names = tuple(schema.names)
+            there = [field for field in dict.fromkeys(wanted) if field in names]
+            dictionaries = [f for f in there if _is_text(arrow, schema.field(f).type)]
+            for field in there if text else ():
+                if field not in dictionaries:
+                    raise DataError(
+                        f"{name}: column {field!r} holds {schema.field(field).type}, not text",
+                        fix="name another column with text.field",
+                    )
+            whole.seek(0)
+            table = parquet.ParquetFile(whole, read_dictionary=dictionaries, pre_buffer=False)
+            _check_sizes(table, there, left, file)
             number = 0
-            for batch in table.iter_batches(BATCH_ROWS, columns=[field], use_threads=False):
-                for value in batch.column(0):
+            for batch in table.iter_batches(BATCH_ROWS, columns=there, use_threads=False):
+                held = [batch.column(field) for field in there]
+                for row in range(batch.num_rows):
                     number += 1
-                    text = value.as_py() or ""
-                    left -= len(text)
+                    values = [column[row].as_py() for column in held]
+                    left -= sum(map(_size, values))
                     if left < 0:
                         raise _bomb(file)
-                    yield Document(text, name, number)
+                    yield number, names, dict(zip(there, values, strict=True))
         except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0][:200]
             raise DataError(f"{name}: damaged parquet file ({reason})", fix=SKIP) from error
 
 
-def _open(arrow: Any, parquet: Any, whole: BinaryIO, file: Opened) -> Any:
-    field, name = file.config.field, file.name
-    schema = parquet.read_schema(whole)
-    if field not in schema.names:
-        raise missing_field(field, dict.fromkeys(schema.names), name)
-    kind = schema.field(field).type
-    if arrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-        raise DataError(
-            f"{name}: column {field!r} holds {kind}, not text",
-            fix="name another column with text.field",
-        )
-    whole.seek(0)
-    return parquet.ParquetFile(whole, read_dictionary=[field], pre_buffer=False)
+def _is_text(arrow: Any, kind: Any) -> bool:
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    return bool(arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
 
 
-def _check_sizes(table: Any, limit: int, file: Opened) -> None:
+def _size(value: Any) -> int:
+    """Roughly the bytes of a value."""
+    if isinstance(value, list):
+        return 8 + sum(map(_size, value))
+    return len(value) if isinstance(value, str) else 8
+
+
+def _check_sizes(table: Any, fields: Sequence[str], limit: int, file: Opened) -> None:
     """What the file itself says about its size, before anything is allocated."""
     metadata = table.metadata
-    column = next(
+    places = [
         i
         for i in range(metadata.num_columns)
-        if metadata.schema.column(i).path == file.config.field
-    )
+        if metadata.schema.column(i).path.partition(".")[0] in fields
+    ]
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    if sum(group.column(column).total_uncompressed_size for group in groups) > limit:
+    if sum(group.column(i).total_uncompressed_size for group in groups for i in places) > limit:
         raise _bomb(file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from inkstone.errors import DataError
@@ -22,17 +22,28 @@ def read_jsonl(file: Opened) -> Iterator[Document]:
     one they take. NaN and Infinity are let pass in other fields: they do not touch the text.
     """
     field, name = file.config.field, file.name
+    for number, row in json_objects(file):
+        try:
+            text = text_of(row, field, f"{name}, line {number}", option="text.field")
+        except DataError as error:
+            file.bad(error)
+        else:
+            yield Document(text, name, number)
+
+
+def json_objects(file: Opened) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The objects of a .jsonl with the numbers of their lines; bad lines are told to `file.bad`."""
     parse = json.JSONDecoder(object_pairs_hook=_no_duplicates).raw_decode
     for number, line in numbered_lines(file):
         line = line.strip()
         if not line:
             continue
         try:
-            text = _text(_parse(parse, line, name, number), field, name, number)
+            row = _parse(parse, line, file.name, number)
         except DataError as error:
             file.bad(error)
         else:
-            yield Document(text, name, number)
+            yield number, row
 
 
 def _parse(parse: Any, line: bytes, name: str, number: int) -> Mapping[str, Any]:
@@ -50,7 +61,8 @@ def _parse(parse: Any, line: bytes, name: str, number: int) -> Mapping[str, Any]
         ) from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{where}: holds {_kind(row)}, not an object", fix='write {"text": "…"} on each line'
+            f"{where}: holds {kind_of_value(row)}, not an object",
+            fix='write {"text": "…"} on each line',
         )
     return row
 
@@ -64,11 +76,21 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(row: Mapping[str, Any], field: str, name: str, number: int) -> str:
+def text_of(row: Mapping[str, Any], field: str, where: str, *, option: str) -> str:
+    """The text of a field; null is empty.
+
+    Args:
+        row: A record.
+        field: Which field.
+        where: The record's place, for messages.
+        option: The setting that names the field.
+
+    Raises:
+        DataError: No such field, or no text in it.
+    """
     value = row.get(field)
     if isinstance(value, str) and (value.isascii() or not _has_surrogate(value)):
         return value
-    where = f"{name}, line {number}"
     if isinstance(value, str):
         raise DataError(
             f"{where}: field {field!r} holds half of a surrogate pair (an emoji cut in two?)",
@@ -79,17 +101,21 @@ def _text(row: Mapping[str, Any], field: str, name: str, number: int) -> str:
     if value is None:
         return ""
     raise DataError(
-        f"{where}: field {field!r} holds {_kind(value)}, not text",
-        fix="write it as a string, or name another field with text.field",
+        f"{where}: field {field!r} holds {kind_of_value(value)}, not text",
+        fix=f"write it as a string, or name another field with {option}",
     )
 
 
 def missing_field(field: str, row: Mapping[str, Any], where: str) -> DataError:
     """Says which fields are there and which one to set."""
-    names = [str(name) for name in row]
+    return DataError(f"{where}: no field {field!r}; it has {listed(row)}", fix=_advice(row))
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Field names for a message, shortened."""
+    names = [str(name) for name in names]
     shown = ", ".join(repr(name[:60]) for name in names[:12]) or "none"
-    shown += ", …" if len(names) > 12 else ""
-    return DataError(f"{where}: no field {field!r}; it has {shown}", fix=_advice(row))
+    return shown + (", …" if len(names) > 12 else "")
 
 
 def _advice(row: Mapping[str, Any]) -> str:
@@ -110,7 +136,8 @@ def _advice(row: Mapping[str, Any]) -> str:
     return f'name the field that holds the text, for example text.field="{named[:60]}"'
 
 
-def _kind(value: Any) -> str:
+def kind_of_value(value: Any) -> str:
+    """What a JSON value is, for people."""
     names = {type(None): "null", bool: "a truth value", list: "a list", dict: "an object"}
     return names.get(type(value), "text" if isinstance(value, str) else "a number")
 
@@ -125,30 +152,53 @@ def _has_surrogate(text: str) -> bool:
 
 def read_csv(file: Opened) -> Iterator[Document]:
     """.csv: a line of column names, then rows; a quoted field may hold newlines (RFC 4180)."""
-    return _read_table(file, strict=True, delimiter=",")
+    return _read_column(file, CSV)
 
 
 def read_tsv(file: Opened) -> Iterator[Document]:
     """.tsv: a line of column names, then rows; a quotation mark is a plain character (IANA)."""
-    return _read_table(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _read_column(file, TSV)
 
 
-def _read_table(file: Opened, **dialect: Any) -> Iterator[Document]:
-    name, field, limit = file.name, file.config.field, file.config.max_document_bytes
+def _read_column(file: Opened, dialect: Mapping[str, Any]) -> Iterator[Document]:
+    field = file.config.field
+    for number, row in columns(file, (field,), dialect):
+        yield Document(row[field], file.name, number)
+
+
+CSV: Mapping[str, Any] = {"strict": True, "delimiter": ","}
+TSV: Mapping[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def columns(
+    file: Opened, fields: Sequence[str], dialect: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a table with a line of column names, as {field: text}, and their line numbers.
+
+    Args:
+        file: The table.
+        fields: The columns that are read; () for all.
+        dialect: CSV or TSV.
+
+    Raises:
+        DataError: A column is missing or stands twice, or the quoting is broken.
+    """
+    name, limit = file.name, file.config.max_document_bytes
     csv.field_size_limit(min(limit, 2**31 - 1))
     lines = (decode(line, name, number) for number, line in numbered_lines(file))
     rows = csv.reader(lines, **dialect)
-    header, column = next(_sound(rows, name), None), -1
+    header = next(_sound(rows, name), None)
     if header is None:
         return
-    if header.count(field) > 1:
-        raise DataError(f"{name}, line 1: {field!r} stands twice", fix="rename one column")
-    if field not in header:
-        raise missing_field(field, dict.fromkeys(header), f"{name}, line 1")
-    column = header.index(field)
+    for field in fields or header:
+        if header.count(field) > 1:
+            raise DataError(f"{name}, line 1: {field!r} stands twice", fix="rename one column")
+        if field not in header:
+            raise missing_field(field, dict.fromkeys(header), f"{name}, line 1")
+    places = [(field, header.index(field)) for field in fields or header]
     for row in _sound(rows, name):
         if len(row) == len(header):
-            yield Document(row[column], name, rows.line_num)
+            yield rows.line_num, {field: row[place] for field, place in places}
         elif row:  # a blank line is no row
             file.bad(
                 DataError(

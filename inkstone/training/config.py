@@ -15,7 +15,10 @@ class TrainingConfig(Section):
     Attributes:
         minutes: Time to train, all sessions together, the last evaluation and save included.
         max_steps: Optimizer steps; with `minutes`, whichever ends first.
-        tokens_per_step: Tokens of one optimizer step, a multiple of the sequence length.
+        epochs: Passes over labelled examples; with `minutes`, whichever ends first.
+        tokens_per_step: Tokens of one optimizer step: of text, a multiple of the sequence length;
+            of examples, the most that a step holds, padding included.
+        examples_per_step: Examples of one optimizer step, instead of `tokens_per_step`.
         micro_batch_size: Rows at once; any value gives the same gradients.
         optimizer: "muon" for the hidden matrices and AdamW for the rest, or AdamW for all.
         lr: Of AdamW.
@@ -46,7 +49,9 @@ class TrainingConfig(Section):
 
     minutes: float | None = Field(default=None, gt=0, le=60 * 24 * 365)
     max_steps: int | None = Field(default=None, ge=1, le=2**40)
+    epochs: float | None = Field(default=None, gt=0, le=2**20)
     tokens_per_step: int | None = Field(default=None, ge=1, le=2**31)
+    examples_per_step: int | None = Field(default=None, ge=1, le=2**24)
     micro_batch_size: int | None = Field(default=None, ge=1, le=2**20)
 
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -75,6 +80,12 @@ class TrainingConfig(Section):
     log_every: int = Field(default=10, ge=1)
     tensorboard: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _one_size(self) -> TrainingConfig:
+        if self.tokens_per_step and self.examples_per_step:
+            raise ValueError("give either tokens_per_step or examples_per_step, not both")
+        return self
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> TrainingConfig:

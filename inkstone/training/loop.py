@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from inkstone.tasks import language_modeling
 from inkstone.training import state as states
 from inkstone.training.clock import Clock
 from inkstone.training.config import TrainingConfig
+from inkstone.training.data import Batch, Stream
 from inkstone.training.foundations import foundations, repeatable
 from inkstone.training.lock import run_lock
 from inkstone.training.log import Hook, JsonLog, StepInfo, TensorBoard
@@ -30,14 +31,11 @@ from inkstone.training.optim import Optimizers
 from inkstone.training.plan import Plan
 from inkstone.training.signals import Signals, StopRequested, TrainingInterrupted
 
-if TYPE_CHECKING:
-    from inkstone.corpora.batches import Batch, BatchStream
-
 __all__ = ["Trainer", "TrainingInterrupted", "TrainingResult"]
 
 SKIPPED_IN_A_ROW = 10  # batches that are not finite; then the run stops, whatever the policy
 EMPTY_IN_A_ROW = 1000  # batches without a target
-LossFunction = Callable[[Any, "Batch"], tuple[Tensor, int]]
+LossFunction = Callable[[Any, Any], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class TrainingResult:
 
     Attributes:
         step: Steps done.
-        tokens: Target tokens seen.
+        tokens: Targets seen: tokens, or examples where each has one label.
         elapsed_s: Training time of all sessions.
-        best_step: Step of the best validation loss, or the last one without evaluation.
-        best_score: That loss in nats per token; None without evaluation.
+        best_step: Step of the best validation score, or the last one without evaluation.
+        best_score: That score; None without evaluation.
         reason: "finished" or "early stop".
         checkpoint: Folder of the best checkpoint.
     """
@@ -72,14 +70,16 @@ class Trainer:
     over; after 1,000 in a row the run ends with TrainingError.
 
     Args:
-        model: A model with `config`, `param_groups`, `head_weight` and what `loss` needs.
+        model: A model with `config`, `device`, `param_groups` and what `loss` needs.
         stream: Endless batches; one batch is one optimizer step.
         config: Settings, resolved: `minutes` or `max_steps` and `micro_batch_size` are set.
         run: The run folder, which exists.
         save_model: Writes the model as a Hugging Face folder.
-        evaluate: Validation scores; the key `nats_per_token` decides which checkpoint is best.
+        evaluate: Validation scores by name.
+        best_by: The score that decides which checkpoint is best.
+        higher_is_better: Of that score; a loss is better when it is lower.
         hooks: Told of every step, evaluation, save and message.
-        loss: (model, batch) → (summed nats, target tokens).
+        loss: (model, batch) → (summed nats, targets).
         fingerprint: What a resumed run must agree on (hashes, versions). The model's configuration,
             the settings and the torch build are added to it.
         flops_per_token: Operations of one training token, forward and backward.
@@ -89,12 +89,14 @@ class Trainer:
     def __init__(
         self,
         model: Any,
-        stream: BatchStream,
+        stream: Stream,
         config: TrainingConfig,
         run: Path,
         *,
         save_model: Callable[[Path], None],
         evaluate: Callable[[], dict[str, float]] | None = None,
+        best_by: str = "nats_per_token",
+        higher_is_better: bool = False,
         hooks: Sequence[Hook] = (),
         loss: LossFunction = language_modeling.loss,
         fingerprint: dict[str, str] | None = None,
@@ -105,8 +107,9 @@ class Trainer:
         assert config.micro_batch_size is not None
         self.model, self.stream, self.config, self.run_folder = model, stream, config, run
         self.save_model, self.evaluate, self.loss = save_model, evaluate, loss
+        self.best_by, self.higher_is_better = best_by, higher_is_better
         self.hooks = list(hooks)
-        self.device = model.head_weight.device
+        self.device = model.device
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         model.activation_checkpointing = config.activation_checkpointing
         self.optimizers = Optimizers(model, config)
@@ -215,7 +218,7 @@ class Trainer:
     ) -> tuple[float, float] | None:
         """One optimizer step: (loss in nats per token, gradient norm), or None if none was made."""
         batch = next(self.stream)
-        targets = int((batch.targets != language_modeling.IGNORE_INDEX).sum())
+        targets = batch.n_targets
         if not targets:
             self._count_empty()
             return None
@@ -298,12 +301,17 @@ class Trainer:
         state.evaluated_step = state.step
         for hook in self.hooks:
             hook.on_eval(state.step, scores)
-        score = scores["nats_per_token"]
-        if math.isfinite(score) and (state.best_score is None or score < state.best_score):
+        score = scores[self.best_by]
+        if math.isfinite(score) and self._is_better(score, state.best_score):
             state.best_score, state.best_step, state.stale_evals = score, state.step, 0
             return True
         state.stale_evals += 1
         return False
+
+    def _is_better(self, score: float, best: float | None) -> bool:
+        if best is None:
+            return True
+        return score > best if self.higher_is_better else score < best
 
     def _save_due(self) -> bool:
         every = self.config.save_every
@@ -327,8 +335,9 @@ class Trainer:
         state.elapsed_s = self.clock.elapsed_s
         state.rng = self._rng
         path = states.save(
-            self.run_folder, state, self.optimizers, self.save_model, self.config.keep_checkpoints
-        )
+            self.run_folder, state, self.optimizers, self.save_model, self.config.keep_checkpoints,
+            best_by=self.best_by,
+        )  # fmt: skip
         self._saved = self._position
         self.clock.save_s = time.perf_counter() - began
         for hook in self.hooks:

@@ -40,12 +40,12 @@ class TrainingState:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Target tokens seen.
+        tokens: Targets seen.
         skipped: Batches whose loss or gradient was not finite, in all.
         skipped_in_a_row: Of these, since the last step.
         elapsed_s: Training time so far.
         evaluated_step: The step that was evaluated last.
-        best_score: Lowest validation loss in nats per token, None before the first evaluation.
+        best_score: Best validation score, None before the first evaluation.
         best_step: The step it belongs to.
         stale_evals: Evaluations since the best one.
         stream: Position in the data.
@@ -83,8 +83,18 @@ def save(
     optimizers: Optimizers,
     save_model: Callable[[Path], None],
     keep: int,
+    *,
+    best_by: str = "nats_per_token",
 ) -> Path:
     """Write a checkpoint atomically, then drop all but the newest `keep` and the best.
+
+    Args:
+        run: The run folder.
+        state: Of the training.
+        optimizers: Whose tensors are saved.
+        save_model: Writes the model into a folder.
+        keep: Checkpoints to keep.
+        best_by: What the best score is called in best.json.
 
     Raises:
         CheckpointError: It could not be written (for example, the disk is full); the earlier
@@ -99,7 +109,7 @@ def save(
         content = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
         (training / "state.json").write_text(content, encoding="utf-8")
     if state.best_step is not None:
-        _write_best(run, state)
+        _write_best(run, state, best_by)
     with contextlib.suppress(OSError):  # one too many does no harm, and the next save looks again
         found = checkpoints(run)
         best = checkpoint_path(run, state.best_step) if state.best_step is not None else None
@@ -180,8 +190,8 @@ def set_rng(states: dict[str, str]) -> None:
             raise CheckpointError(f"random generator state of {name}: {error}") from error
 
 
-def _write_best(run: Path, state: TrainingState) -> None:
-    content = {"step": state.best_step, "nats_per_token": state.best_score}
+def _write_best(run: Path, state: TrainingState, name: str) -> None:
+    content = {"step": state.best_step, name: state.best_score}
     try:
         write_atomic(run / BEST, json.dumps(content))
     except OSError as error:

@@ -24,18 +24,22 @@ def _inputs(n: int = 23, d: int = 8, v: int = 37, ignored: int = 0) -> tuple[Ten
 @pytest.mark.parametrize("chunk", [1, 7, 23, 1000, None])
 @pytest.mark.parametrize("ignored", [0, 5])
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_equals_plain_cross_entropy_with_gradients(
-    chunk: int | None, ignored: int, with_bias: bool
+    chunk: int | None, ignored: int, with_bias: bool, smoothing: float
 ) -> None:
     hidden, weight, bias, targets = _inputs(ignored=ignored)
     leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
     plain = F.linear(hidden, weight, bias if with_bias else None)
-    reference = F.cross_entropy(plain, targets, reduction="sum", ignore_index=IGNORE_INDEX)
+    reference = F.cross_entropy(
+        plain, targets, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+    )
     expected = torch.autograd.grad(reference * 0.3, leaves)
 
     total, count = chunked_cross_entropy(
-        hidden, weight, targets, bias=bias if with_bias else None, chunk=chunk
-    )
+        hidden, weight, targets, bias=bias if with_bias else None, chunk=chunk,
+        label_smoothing=smoothing,
+    )  # fmt: skip
     found = torch.autograd.grad(total * 0.3, leaves)
     assert count == 23 - ignored and total.dtype == torch.float32
     torch.testing.assert_close(total, reference, rtol=1e-6, atol=1e-6)

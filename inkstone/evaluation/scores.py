@@ -1,0 +1,234 @@
+"""Scores of predicted answers, with how far chance could have moved them.
+
+The interval is the percentile bootstrap (Efron and Tibshirani 1993, section 13.3): the examples are
+drawn again with replacement 1,000 times, the score is taken each time, and the middle 95 % of the
+values are the interval. It says what other test examples could have given, not other training runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inkstone import registry
+from inkstone.errors import DataError
+from inkstone.evaluation.metrics import spans
+
+RESAMPLES = 1000
+Weights = npt.NDArray[np.float64]
+"""[N]: how often each example was drawn."""
+Valued = Callable[[Weights], float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and its 95 % interval.
+
+    Attributes:
+        name: Of the metric.
+        value: From 0 to 1; BLEU and chrF from 0 to 100.
+        low: Lower end of the interval.
+        high: Upper end.
+        definition: What was counted, in words.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    definition: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+    @property
+    def scale(self) -> float:
+        """What makes it a number from 0 to 100."""
+        return 1.0 if self.name in TEXT_METRICS else 100.0
+
+    @property
+    def shown(self) -> str:
+        """For people: "91.52 (90.80 to 92.20)"."""
+        value, low, high = (self.scale * x for x in (self.value, self.low, self.high))
+        return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def score(
+    task: Any,
+    found: Sequence[Any],
+    given: Sequence[Any],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Score]:
+    """The scores that a task is judged by.
+
+    Args:
+        task: A task of `inkstone.tasks`.
+        found: Predicted answers, as `task.found` gives them.
+        given: The right ones, as `task.given` gives them.
+        resamples: Of the bootstrap; 0 for none, then the interval is the value.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: There is nothing to score.
+    """
+    if not len(given):
+        raise DataError("there are no examples to score")
+    result = []
+    draws = [_draw(len(given), seed, i) for i in range(resamples)]
+    for name in task.metrics:
+        if name in TEXT_METRICS:
+            result.append(TEXT_METRICS[name](task, found, given, resamples, seed))
+            continue
+        definition, prepare = METRICS[name]
+        value = prepare(task, found, given)
+        values = [value(w) for w in draws] or [value(np.ones(len(given)))]
+        low, high = np.percentile(values, [2.5, 97.5])
+        text = definition.format(positive=getattr(task, "positive", ""))
+        result.append(Score(name, value(np.ones(len(given))), float(low), float(high), text))
+    return result
+
+
+def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
+    """The scores alone, quickly: for looks during training. Those that need a text are left out."""
+    ones = np.ones(len(given))
+    names = [name for name in task.metrics if name in METRICS]
+    return {name: METRICS[name][1](task, found, given)(ones) for name in names}
+
+
+def _draw(n: int, seed: int, number: int) -> Weights:
+    drawn = np.random.default_rng((seed, number)).integers(0, n, n)
+    return np.bincount(drawn, minlength=n).astype(np.float64)
+
+
+# --- one label an example ------------------------------------------------------------------------
+
+
+def _accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    right = np.array([f == g for f, g in zip(found, given, strict=True)], np.float64)
+    return lambda w: float(w @ right / w.sum())
+
+
+def _f1(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    f = np.array([x == task.positive for x in found], np.float64)
+    g = np.array([x == task.positive for x in given], np.float64)
+    return _ratio(f * g, f, g)
+
+
+def _macro_f1(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    names = sorted({*found, *given})
+    number = {name: i for i, name in enumerate(names)}
+    f, g = (np.array([number[x] for x in part]) for part in (found, given))
+    right = f == g
+
+    def value(w: Weights) -> float:
+        tp = np.bincount(f[right], w[right], len(names))
+        total = np.bincount(f, w, len(names)) + np.bincount(g, w, len(names))
+        there = total > 0
+        return float((2 * tp[there] / total[there]).mean())
+
+    return value
+
+
+# --- several labels an example -------------------------------------------------------------------
+
+
+def _hot(task: Any, answers: Sequence[Any]) -> npt.NDArray[np.float64]:
+    return np.array([[label in answer for label in task.labels] for answer in answers], np.float64)
+
+
+def _micro_f1(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    f, g = _hot(task, found), _hot(task, given)
+    return _ratio((f * g).sum(1), f.sum(1), g.sum(1))
+
+
+def _macro_f1_of_sets(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    f, g = _hot(task, found), _hot(task, given)
+
+    def value(w: Weights) -> float:
+        tp, total = w @ (f * g), w @ (f + g)
+        there = total > 0
+        return float((2 * tp[there] / total[there]).mean()) if there.any() else 0.0
+
+    return value
+
+
+def _any_macro_f1(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    several = isinstance(given[0], tuple)
+    return (_macro_f1_of_sets if several else _macro_f1)(task, found, given)
+
+
+def _exact_match(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    return _accuracy(task, [frozenset(x) for x in found], [frozenset(x) for x in given])
+
+
+# --- tags ----------------------------------------------------------------------------------------
+
+
+def _token_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    pairs = list(zip(found, given, strict=True))
+    right = np.array([sum(a == b for a, b in zip(f, g, strict=True)) for f, g in pairs], float)
+    total = np.array([len(g) for g in given], float)
+    return lambda w: float(w @ right / max(1.0, w @ total))
+
+
+def _span_f1(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+    have = [set(spans(tags)) for tags in found]
+    want = [set(spans(tags)) for tags in given]
+    right = np.array([len(h & w) for h, w in zip(have, want, strict=True)], float)
+    return _ratio(right, np.array([*map(len, have)], float), np.array([*map(len, want)], float))
+
+
+def _ratio(right: Weights, found: Weights, given: Weights) -> Valued:
+    """F1 from counts of each example."""
+
+    def value(w: Weights) -> float:
+        total = float(w @ found + w @ given)
+        return float(2 * (w @ right) / total) if total else 0.0
+
+    return value
+
+
+METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued]]] = {
+    "accuracy": ("share of examples with the right label", _accuracy),
+    "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
+    "macro_f1": ("unweighted mean of the F1 of every label", _any_macro_f1),
+    "micro_f1": ("F1 over all labels of all examples together", _micro_f1),
+    "exact_match": ("share of examples with exactly the right set of labels", _exact_match),
+    "token_accuracy": ("share of words with the right tag", _token_accuracy),
+    "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
+}
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def _sacrebleu(name: str) -> Callable[..., Score]:
+    def measured(
+        task: Any, found: Sequence[str], given: Sequence[str], resamples: int, seed: int
+    ) -> Score:
+        metrics = registry.extra("sacrebleu.metrics", "eval")
+        tokenizer = task.config.bleu_tokenizer
+        metric = metrics.BLEU(tokenize=tokenizer) if name == "bleu" else metrics.CHRF()
+        result = metric.corpus_score(list(found), [list(given)])
+        signature = str(metric.get_signature())
+        low = high = result.score
+        if resamples and len(given) > 1:
+            metric = metrics.BLEU(tokenize=tokenizer) if name == "bleu" else metrics.CHRF()
+            drawn = metric.corpus_score(list(found), [list(given)], n_bootstrap=resamples)
+            low, high = drawn._mean - drawn._ci, drawn._mean + drawn._ci
+        return Score(name, result.score, low, high, f"sacrebleu: {signature}")
+
+    return measured
+
+
+TEXT_METRICS: Mapping[str, Callable[..., Score]] = {
+    "bleu": _sacrebleu("bleu"),
+    "chrf": _sacrebleu("chrf"),
+}

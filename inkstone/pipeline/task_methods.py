@@ -1,0 +1,162 @@
+"""What an opened model can do when it was trained for a task: classify, tag, translate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from inkstone import device as devices
+from inkstone.errors import UsageError
+from inkstone.inference.predict import Predictor
+from inkstone.pipeline.examples_use import predict_file, score_file
+from inkstone.tasks import classification, tagging, translation
+from inkstone.tasks._base import Task
+from inkstone.tasks.classification import Classification
+from inkstone.tasks.tagging import Tagging
+from inkstone.tasks.translation import Translation
+
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
+
+
+class TaskMethods:
+    """The methods of `api.LanguageModel` for models with a `predictor`.
+
+    Attributes:
+        path: The folder the model came from.
+        model: The network.
+        info: The contents of inkstone.json.
+        predictor: The task that the model was trained for, where that has labelled examples.
+    """
+
+    path: Path
+    model: Any
+    info: dict[str, Any]
+    predictor: Predictor[Any, Any] | None
+
+    @overload
+    def classify(self, text: str, pair: str | None = None) -> Classification: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def classify(self, text: Sequence[str], pair: Sequence[str]) -> list[Classification]: ...
+
+    @overload
+    def classify(self, text: Sequence[str]) -> list[Classification]: ...
+
+    def classify(self, text: Any, pair: Any = None) -> Any:
+        """The label of one text, or of several.
+
+        Args:
+            text: A text or a list of texts.
+            pair: The second text of each, where the model was trained on pairs.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        if isinstance(text, str):
+            return self._predict("classification", [classification.Example(text, (), pair)])[0]
+        pairs = [None] * len(text) if pair is None else pair
+        examples = [classification.Example(a, (), b) for a, b in zip(text, pairs, strict=True)]
+        return self._predict("classification", examples)
+
+    @overload
+    def tag(self, sentence: str) -> Tagging: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def tag(self, sentence: Sequence[str]) -> Tagging: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def tag(self, sentence: Sequence[Sequence[str]]) -> list[Tagging]: ...
+
+    def tag(self, sentence: Any) -> Any:
+        """The tag of every word.
+
+        Args:
+            sentence: A text, which is cut into words and marks; a list of words; or a list of
+                sentences, each a list of words.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        if isinstance(sentence, str):
+            return self._predict("tagging", [self._task("tagging").example(sentence)])[0]
+        if all(isinstance(word, str) for word in sentence):
+            return self._predict("tagging", [tagging.Example(tuple(sentence))])[0]
+        return self._predict("tagging", [tagging.Example(tuple(words)) for words in sentence])
+
+    @overload
+    def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def translate(self, text: Sequence[str]) -> list[Translation]: ...
+
+    def translate(self, text: Any) -> Any:
+        """The translation of one text, or of several.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        if isinstance(text, str):
+            return self._predict("translation", [translation.Example(text)])[0]
+        return self._predict("translation", [translation.Example(x) for x in text])
+
+    def predict(self, texts: Sequence[str]) -> list[Any]:
+        """What the model's task makes of plain texts.
+
+        Raises:
+            UsageError: The model was trained for no task with labelled examples.
+        """
+        task = self._task()
+        return self._predict(task.NAME, [task.example(text) for text in texts])
+
+    def predict_file(self, source: str | Path, target: str | Path | None = None) -> int:
+        """Write every record of a table with its prediction, in constant memory.
+
+        Args:
+            source: A .jsonl, .csv, .tsv or .parquet file.
+            target: A new file of JSON lines; None for stdout.
+
+        Returns:
+            How many records there were.
+        """
+        self._task()
+        assert self.predictor is not None
+        with self._fast():
+            return predict_file(self.predictor, source, target)
+
+    def evaluate(self, data: str | Path) -> dict[str, Any]:
+        """Scores with confidence intervals, errors and worst mistakes on labelled examples."""
+        self._task()
+        assert self.predictor is not None
+        with self._fast():
+            return score_file(self.predictor, data)
+
+    @contextlib.contextmanager
+    def _fast(self) -> Iterator[None]:
+        """Many examples: in the precision of training, where this machine is fast at it."""
+        recipe = self.info.get("recipe")
+        training = recipe.get("training") if isinstance(recipe, dict) else None
+        low = isinstance(training, dict) and training.get("precision") == "bf16"
+        if not low or not hasattr(self.model, "compute_dtype"):
+            yield
+            return
+        before = self.model.compute_dtype
+        self.model.compute_dtype = devices.training_dtype(self.model.device)
+        try:
+            yield
+        finally:
+            self.model.compute_dtype = before
+
+    def _task(self, name: str | None = None) -> Task[Any, Any]:
+        task = None if self.predictor is None else self.predictor.task
+        if task is None or (name not in (None, task.NAME)):
+            trained = "continue text" if task is None else f"do {task.NAME}"
+            verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
+            raise UsageError(f"{self.path} was trained to {trained}", fix=f"use .{verb}(…)")
+        return task
+
+    def _predict(self, name: str, examples: Sequence[Any]) -> list[Any]:
+        self._task(name)
+        assert self.predictor is not None
+        return [prediction for _, prediction in self.predictor(examples)]
