@@ -59,6 +59,7 @@ def save_model(
     dtype = dtype or next(model.parameters()).dtype
     hf = family.to_hf_config(model.config)
     ids = _special_ids(tokenizer, model.config.vocab_size)
+    ids = {key: hf.get(key) if value is None else value for key, value in ids.items()}
     name = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", hf | ids | {"torch_dtype": name, "dtype": name})
     generation = {key: value for key, value in ids.items() if value is not None}
@@ -125,30 +126,37 @@ def load_model(
     return model, tokenizer, read_json(about) if about.is_file() else {}
 
 
-def _families() -> dict[str, ModuleType]:
-    """Families by the `model_type` of the config.json files that they read."""
+def _families(kind: str) -> dict[str, ModuleType]:
+    """Families that read config.json files of this `model_type`, by name."""
+    modules = {name: registry.load("models", name) for name in registry.names("models")}
+    return {n: m for n, m in modules.items() if kind in getattr(m, "HF_MODEL_TYPES", ())}
+
+
+def _known_types() -> set[str]:
     modules = (registry.load("models", name) for name in registry.names("models"))
-    return {kind: module for module in modules for kind in getattr(module, "HF_MODEL_TYPES", ())}
+    return {kind for module in modules for kind in getattr(module, "HF_MODEL_TYPES", ())}
 
 
 def _read_config(path: Path) -> tuple[ModuleType, Any]:
     hf = read_json(path)
-    families = _families()
-    kind = hf.get("model_type")
-    if not isinstance(kind, str) or kind not in families:
+    kind = str(hf.get("model_type"))[:100]
+    families = _families(kind)
+    if not families:
         raise ModelError(
-            f"{path}: model_type {str(kind)[:100]!r} is not known",
-            fix=registry.did_you_mean(str(kind)[:100], families),
+            f"{path}: model_type {kind!r} is not known",
+            fix=registry.did_you_mean(kind, _known_types()),
         )
+    named = str(hf.get("inkstone_family"))
+    family = families[named] if named in families else next(iter(families.values()))
     try:
-        return families[kind], families[kind].from_hf_config(hf)
+        return family, family.from_hf_config(hf)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "shape"
         raise ModelError(f"{path}: {where}: {first['msg']}") from error
     except ModelError as error:
         raise ModelError(f"{path.parent}/{error.message}", fix=error.fix) from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
         raise ModelError(f"{path} is malformed: {error}") from error
 
 
@@ -198,7 +206,8 @@ def _rename(family: ModuleType, entries: dict[str, Entry]) -> None:
 
 
 def _table(family: ModuleType, config: Any) -> Iterator[Weight]:
-    return expand(family.HF_NAMES, config, getattr(family, "HF_COUNTS", LAYERS))
+    names = family.hf_names(config) if hasattr(family, "hf_names") else family.HF_NAMES
+    return expand(names, config, getattr(family, "HF_COUNTS", LAYERS))
 
 
 def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Path) -> list[Weight]:
@@ -219,8 +228,10 @@ def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Pat
         for alias in (theirs for theirs, name in tied.items() if name == row.ours[0]):
             if row.theirs not in entries and alias in entries:
                 entries[row.theirs] = entries.pop(alias)
+    optional = set(getattr(family, "HF_OPTIONAL", ())) - entries.keys()
+    rows = [row for row in rows if row.theirs not in optional]
     unexpected = sorted(entries.keys() - known)
-    missing = sorted(expected - entries.keys())
+    missing = sorted(expected - entries.keys() - optional)
     if missing or unexpected:
         found = f"tensor {missing[0]!r} is missing" if missing else ""
         if unexpected:
@@ -248,7 +259,12 @@ def _read_state(
     model: nn.Module, rows: list[Weight], entries: dict[str, Entry], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     sizes = {name: tensor.shape[0] for name, tensor in model.state_dict().items()}
-    state = {}
+    given = {name for row in rows for name in row.ours}
+    state = {
+        name: torch.zeros(tensor.shape, dtype=dtype)
+        for name, tensor in model.state_dict().items()
+        if name not in given
+    }
     for row in rows:
         tensor = _read_weight(row.theirs, entries[row.theirs]).to(dtype)
         tensor = tensor.T if row.transposed else tensor

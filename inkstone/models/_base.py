@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear
 
+OUTPUTS = ("head.", "classifier.", "span.", "next_sentence.")  # names of maps onto words or labels
+
 
 class Network(nn.Module):
     """A network of any kind. Parameters are fp32; activations run in `compute_dtype`."""
@@ -49,7 +51,7 @@ class Network(nn.Module):
             elif p.ndim < 2:
                 role = "vector"
             else:
-                role = "head" if name.startswith("head.") else "matrix"
+                role = "head" if name.startswith(OUTPUTS) else "matrix"
             groups[role].append(p)
         return groups
 
@@ -117,3 +119,9 @@ def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
         else:
             fresh.append(name)
     return fresh
+
+
+def count(model: type[Network], config: Any) -> int:
+    """Parameters of a model of this shape; no memory is taken."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in model(config).parameters())

@@ -24,14 +24,40 @@ class View:
     Attributes:
         positions: [T] or [B, T] int64.
         length: Every position is below this.
-        mask: [B or 1, 1, T, S] bool, True where a query may look; None when `causal` says it all.
+        mask: [B or 1, 1, T or 1, S] bool, True where a query may look; None when the two flags
+            say it all.
         causal: Whether the kernel itself hides the future.
+        both_ways: Whether a query may look ahead: in encoders, and at the memory of one.
     """
 
     positions: Tensor
     length: int
     mask: Tensor | None
     causal: bool
+    both_ways: bool = False
+
+    @classmethod
+    def everything(
+        cls, n_columns: int, real: Tensor | None, device: torch.device, window: int | None = None
+    ) -> View:
+        """Every query sees every column that holds a token, ahead and behind.
+
+        Positions count real tokens, so padding on either side changes nothing.
+
+        Args:
+            n_columns: S.
+            real: [B, S] bool; None when all columns are tokens.
+            device: Where the ids are.
+            window: A token sees this many columns to either side, and itself.
+        """
+        positions = torch.arange(n_columns, device=device)
+        mask = None
+        if window is not None and window < n_columns - 1:
+            mask = ((positions[:, None] - positions).abs() <= window)[None, None]
+        if real is not None:
+            positions = (real.long().cumsum(1) - 1).clamp_(min=0)
+            mask = real[:, None, None] if mask is None else _and_itself(mask & real[:, None, None])
+        return cls(positions, n_columns, mask, causal=False, both_ways=True)
 
     @classmethod
     def of(
@@ -97,29 +123,48 @@ class View:
         if segment_ids is not None:
             mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
         if real is not None:
-            # Padding still sees itself: a row that sees nothing would be a division by zero.
-            mask = (mask & real[:, None, :]) | (column == row)
+            mask = (mask & real[:, None, :]) | (column == row)  # padding still sees itself
         return cls(positions, length, mask[:, None], causal=False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-    """softmax(q kᵀ / √E) v (Vaswani et al. 2017, equation 1) over what `view` lets through.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    view: View,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, eq. 1) over what `view` lets through.
 
     Args:
         q: [B, H, T, E].
         k: [B, K, S, E]; K divides H, each key head serves H / K query heads.
         v: [B, K, S, E].
         view: Visibility.
+        bias: [1 or B, H, T, S], added to the scores: relative positions, for example.
+        scale: 1/√E unless given.
 
     Returns:
         [B, T, H·E].
     """
-    if blockwise.pays(q, k):
-        return blockwise.attend(q, k, v, view.mask)
+    if bias is None and scale is None and blockwise.pays(q, k, view.both_ways):
+        return blockwise.attend(q, k, v, view.mask, both_ways=view.both_ways)
+    mask, causal = view.mask, view.causal
+    if bias is not None:
+        if causal:
+            mask, causal = torch.ones_like(bias[0, 0], dtype=torch.bool).tril(), False
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=view.mask, is_causal=view.causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out.transpose(1, 2).flatten(2)
+
+
+def _and_itself(mask: Tensor) -> Tensor:
+    """Padding still sees itself: a row that sees nothing would be a division by zero."""
+    return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
 
 
 def _real_columns(

@@ -121,3 +121,30 @@ class KVCache:
         self.real[:, length : self.length] = True
         self.length = length
         self.padded = self.padded and not bool(self.real[:, :length].all())
+
+
+class MemoryCache(KVCache):
+    """The cache of a decoder that also looks at an encoder's memory.
+
+    Keys and values of the memory are computed once, in the first step, and kept by layer.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(n_layers, batch, n_kv_heads, head_dim, capacity, dtype, device)
+        self.memory: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
+
+    def reorder(self, rows: Tensor) -> None:
+        """As for the decoder's own columns: row i becomes what row `rows[i]` was."""
+        super().reorder(rows)
+        self.memory = [
+            None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.memory
+        ]

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 class LayerNorm(nn.Module):
     """(x − mean) / √(variance + ε) · weight + bias (Ba et al. 2016, equation 4)."""
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, eps: float = 1e-5, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width], in the dtype of x."""
         # The CPU kernel takes fp32 weights beside a bf16 input; CUDA wants one dtype.
         weight: Tensor = self.weight
-        bias: Tensor = self.bias
+        bias: Tensor | None = self.bias
         if x.is_cuda:
-            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         return F.layer_norm(x, weight.shape, weight, bias, self.eps)
 
 

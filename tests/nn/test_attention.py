@@ -138,3 +138,29 @@ def test_attend_in_bf16_is_close_to_fp32() -> None:
     low = attend(*_qkv(2, 4, 4, 60, torch.bfloat16), view)
     assert low.dtype == torch.bfloat16
     assert (low.float() - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("masked", [None, "columns", "window"])
+@pytest.mark.parametrize("n_keys", [5, 150])
+def test_both_ways_on_the_cpu_path_equals_the_kernel(masked: str | None, n_keys: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n = 150
+    q = torch.randn(2, 4, n, 8, generator=generator, requires_grad=True)
+    k = torch.randn(2, 2, n_keys, 8, generator=generator, requires_grad=True)
+    v = torch.randn(2, 2, n_keys, 8, generator=generator, requires_grad=True)
+    real = torch.ones(2, n_keys, dtype=torch.bool)
+    real[0, :2] = False
+    view = View.everything(n_keys, real if masked == "columns" else None, q.device)
+    if masked == "window":
+        if n_keys != n:
+            pytest.skip("a window is of a sequence over itself")
+        view = View.everything(n, real, q.device, window=3)
+    weight = torch.randn(2, n, 32, generator=generator)
+    found = attend(q, k, v, view)
+    gradients = torch.autograd.grad((found * weight).sum(), (q, k, v))
+    reference = F.scaled_dot_product_attention(q, k, v, attn_mask=view.mask, enable_gqa=True)
+    reference = reference.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-5)
+    expected = torch.autograd.grad((reference * weight).sum(), (q, k, v))
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
