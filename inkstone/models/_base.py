@@ -39,6 +39,10 @@ class Network(nn.Module):
             return out
         return block(*arguments)
 
+    def extra_loss(self) -> Tensor | None:
+        """What training adds to the mean loss of the batch read last, if anything (`mixtral`)."""
+        return None
+
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the role that an optimizer cares about."""
         groups: dict[str, list[nn.Parameter]] = {

@@ -164,9 +164,14 @@ class Model(Decoder):
         x = x + self.position(view.positions, self.compute_dtype)
         if self.config.dropout:
             x = F.dropout(x, self.config.dropout, self.training)
+        views = self.views(view)
         for layer, block in enumerate(self.blocks):
-            x = self.run(block, x, view, cache, layer)
+            x = self.run(block, x, views[layer % len(views)], cache, layer)
         return self.norm(x)
+
+    def views(self, view: View) -> tuple[View, ...]:
+        """What layers 0, 1, … see, again from the first when they run out (`gpt3` has two)."""
+        return (view,)
 
 
 def count_parameters(config: Config) -> int:

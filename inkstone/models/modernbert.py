@@ -254,15 +254,16 @@ def hf_names(config: Config) -> tuple[Weight, ...]:
     )
 
 
+def _kinds(n_layers: int, every: int) -> list[str]:
+    """What the layers see, in their words."""
+    return ["sliding_attention" if i % every else "full_attention" for i in range(n_layers)]
+
+
 def to_hf_config(config: Config) -> dict[str, Any]:
     """`config.json` as the ModernBert classes of transformers read it.
 
     Both ways of telling the bases of the rotary positions are written.
     """
-    kinds = [
-        "sliding_attention" if i % config.global_every else "full_attention"
-        for i in range(config.n_layers)
-    ]
     rope = {
         "full_attention": {"rope_type": "default", "rope_theta": config.global_theta},
         "sliding_attention": {"rope_type": "default", "rope_theta": config.local_theta},
@@ -278,7 +279,7 @@ def to_hf_config(config: Config) -> dict[str, Any]:
         "intermediate_size": config.d_ff,
         "hidden_activation": "gelu",
         "global_attn_every_n_layers": config.global_every,
-        "layer_types": kinds,
+        "layer_types": _kinds(config.n_layers, config.global_every),
         "local_attention": config.window,
         "global_rope_theta": config.global_theta,
         "local_rope_theta": config.local_theta,
@@ -315,11 +316,11 @@ def from_hf_config(hf: dict[str, Any]) -> Config:
         if hf.get(key, value) != value:
             raise ModelError(f"config.json: {key} = {hf[key]!r} is not supported for modernbert")
     n_layers, every = hf.get("num_hidden_layers", 22), hf.get("global_attn_every_n_layers", 3)
-    kinds = hf.get("layer_types")
-    if kinds:
+    kinds = hf.get("layer_types") or _kinds(n_layers, every)
+    if kinds != _kinds(n_layers, every):
         wide = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
         every = wide[1] if len(wide) > 1 else max(n_layers, 1)
-        if wide != list(range(0, n_layers, every)):
+        if kinds != _kinds(n_layers, every):
             raise ModelError("config.json: layer_types is not one full_attention every n layers")
     rope = hf.get("rope_parameters") or {}
     for part in rope.values():

@@ -8,7 +8,7 @@ target time, D d_model, H heads, E head_dim, F d_ff, V vocab.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -84,10 +84,29 @@ PRESETS = {
 }
 
 
+class Shape(Protocol):
+    """What a layer needs to know; `lamda` has layers of the same kind."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases and without scaling."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Shape) -> None:
         super().__init__()
         d_model, wide = config.d_model, config.n_heads * config.head_dim
         self.n_heads = config.n_heads
@@ -104,7 +123,7 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Self-attention and the feed-forward part, each x + f(norm(x))."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Shape) -> None:
         super().__init__()
         d_model, eps = config.d_model, config.norm_eps
         self.dropout = config.dropout

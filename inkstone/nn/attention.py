@@ -6,7 +6,7 @@ only where one is needed; plain causal text takes the kernel's own fast path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class View:
             say it all.
         causal: Whether the kernel itself hides the future.
         both_ways: Whether a query may look ahead: in encoders, and at the memory of one.
+        n_columns: S.
     """
 
     positions: Tensor
@@ -35,6 +36,7 @@ class View:
     mask: Tensor | None
     causal: bool
     both_ways: bool = False
+    n_columns: int = 0
 
     @classmethod
     def everything(
@@ -57,7 +59,7 @@ class View:
         if real is not None:
             positions = (real.long().cumsum(1) - 1).clamp_(min=0)
             mask = real[:, None, None] if mask is None else _and_itself(mask & real[:, None, None])
-        return cls(positions, n_columns, mask, causal=False, both_ways=True)
+        return cls(positions, n_columns, mask, causal=False, both_ways=True, n_columns=n_columns)
 
     @classmethod
     def of(
@@ -112,7 +114,7 @@ class View:
             positions = torch.arange(past, total, device=input_ids.device)
         narrow = window is not None and window < total
         if real is None and segment_ids is None and not narrow and (past == 0 or n_new == 1):
-            return cls(positions, length, None, causal=n_new > 1)
+            return cls(positions, length, None, causal=n_new > 1, n_columns=total)
 
         row = torch.arange(past, total, device=input_ids.device)[:, None]
         column = torch.arange(total, device=input_ids.device)
@@ -124,7 +126,18 @@ class View:
             mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
         if real is not None:
             mask = (mask & real[:, None, :]) | (column == row)  # padding still sees itself
-        return cls(positions, length, mask[:, None], causal=False)
+        return cls(positions, length, mask[:, None], causal=False, n_columns=total)
+
+    def banded(self, window: int) -> View:
+        """The same causal view, but a token sees only itself and `window` − 1 columns before it."""
+        if window >= self.n_columns:
+            return self
+        column = torch.arange(self.n_columns, device=self.positions.device)
+        row = column[-self.positions.shape[-1] :, None]
+        mask = (column <= row) & (column > row - window)
+        if self.mask is not None:
+            mask = (mask & self.mask[:, 0])[:, None]  # padding sees itself here too
+        return replace(self, mask=mask if mask.ndim == 4 else mask[None, None], causal=False)
 
 
 def attend(

@@ -52,9 +52,11 @@ class LossReport:
 def loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     """Summed loss in nats (fp32 scalar with a graph) and the number of target tokens."""
     hidden = model.hidden(batch.input_ids, segment_ids=batch.segment_ids)
-    return chunked_cross_entropy(
+    total, count = chunked_cross_entropy(
         hidden.view(-1, hidden.shape[-1]), model.head_weight, batch.targets.reshape(-1)
     )
+    extra = model.extra_loss()
+    return (total if extra is None else total + extra * count), count
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from inkstone import registry
 from inkstone.checkpoint import load_model, save_model
 from inkstone.checkpoint import model as module
-from inkstone.models import gpt2, llama
+from inkstone.models import gpt2, llama, mixtral
 from inkstone.nn.loss import chunked_cross_entropy
 
 SHAPE = {"vocab_size": 67, "max_seq_len": 40, "d_model": 32, "n_layers": 3, "n_heads": 4}
@@ -27,6 +28,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"n_kv_heads": 2, "qk_norm": True, "sliding_window": 5},
         "Qwen3ForCausalLM",
     ),
+    "mixtral": (mixtral, {"n_kv_heads": 2, "n_experts": 3, "d_ff": 48}, "MixtralForCausalLM"),
 }
 EOS = 66
 
@@ -97,6 +99,24 @@ def _compare_greedy(ours: Any, theirs: Any) -> None:
     assert torch.equal(torch.cat(chosen, 1), reference)
 
 
+def _gradients(theirs: Any) -> dict[str, Any]:
+    """Their gradients under the names of their files, where experts are stored one by one."""
+    named = {}
+    for name, p in theirs.named_parameters():
+        name = (
+            name.replace(".mlp.", ".block_sparse_moe.") if hasattr(theirs, "num_experts") else name
+        )
+        assert p.grad is not None
+        for x, expert in enumerate(p.grad if "experts" in name else ()):
+            stem = f"{name.partition('experts.')[0]}experts.{x}"
+            if "gate_up" in name:
+                named[f"{stem}.w1.weight"], named[f"{stem}.w3.weight"] = expert.chunk(2)
+            else:
+                named[f"{stem}.w2.weight"] = expert
+        named[name] = p.grad
+    return named
+
+
 def _compare_gradients(ours: Any, theirs: Any) -> None:
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, 67, (3, 12), generator=generator)
@@ -107,11 +127,11 @@ def _compare_gradients(ours: Any, theirs: Any) -> None:
     )
     ours.zero_grad()
     (total / count).backward()
-    family = CASES["gpt2" if isinstance(ours, gpt2.Model) else "llama"][0]
+    family = registry.load("models", type(ours).__module__.rsplit(".", 1)[-1])
     mine = {name: p.grad for name, p in ours.named_parameters()}
-    reference = {name: p.grad for name, p in theirs.named_parameters()}
+    reference = _gradients(theirs)
     compared = 0
-    for row in module.expand(family.HF_NAMES, ours.config):
+    for row in module._table(family, ours.config):
         if row.ours[0] not in mine:
             continue
         found = torch.cat([mine[name] for name in row.ours])

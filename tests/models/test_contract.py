@@ -21,7 +21,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"n_kv_heads": 2, "tied_head": False},
         {"n_kv_heads": 1, "head_dim": 16, "qk_norm": True},
         {"n_kv_heads": 2, "sliding_window": 4},
-    ]
+    ],
+    "gpt3": [{}, {"band": 3}, {"band": None}],
+    "lamda": [{}, {"n_buckets": 8, "max_distance": 12, "head_dim": 16}],
+    "mixtral": [{"n_experts": 3}, {"n_experts": 4, "n_experts_used": 1, "sliding_window": 5}],
 }
 
 
