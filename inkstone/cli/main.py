@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from inkstone import __version__
-from inkstone.cli import chat, demo, doctor, eval, generate, recipes, report, train
+from inkstone.cli import chat, demo, doctor, eval, generate, import_, load, recipes, report, train
 from inkstone.errors import InkstoneError
 
 app = typer.Typer(
@@ -28,8 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, train, generate, chat, eval, report, recipes, doctor):
-    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+for module in (demo, train, generate, chat, eval, report, load, import_, recipes, doctor):
+    app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 
 
 def _version(wanted: bool) -> None:

@@ -248,6 +248,12 @@ def bert(vocab: Path, *, lowercase: bool | None = None) -> tokenizers.Tokenizer:
     backend.decoder = decoders.WordPiece()
     names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     backend.add_special_tokens([_special_token(n) for n in names if n in table])
+    if {"[CLS]", "[SEP]"} <= table.keys():
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(name, table[name]) for name in ("[CLS]", "[SEP]")],
+        )
     return backend
 
 

@@ -110,6 +110,18 @@ class Tokenizer:
         flat = np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, int(offsets[-1]))
         return flat, offsets
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Control tokens that its models expect before and after a text, as transformers adds them.
+
+        [CLS] and [SEP] for BERT, end-of-text for T5, begin-of-text for Llama; none for GPT-2.
+        """
+        framed = self.backend.encode("a", add_special_tokens=True)
+        marks = framed.special_tokens_mask
+        if 0 not in marks:
+            return [], []
+        first, last = marks.index(0), len(marks) - marks[::-1].index(0)
+        return framed.ids[:first], framed.ids[last:]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids.
 
