@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 from inkstone import device as devices
 from inkstone import pipeline
-from inkstone.checkpoint import load_model
-from inkstone.errors import CheckpointError, UsageError
+from inkstone.checkpoint import foreign, hub, load_model
+from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
 from inkstone.inference.predict import Predictor, open_predictor
 from inkstone.pipeline.observer import Observer
@@ -24,6 +26,9 @@ from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.tokenizers.tokenizer import Tokenizer
 
@@ -67,13 +72,23 @@ def train(
 
 
 def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
-    """Open a run (its finished model, else its best checkpoint) or a Hugging Face folder.
+    """Open a run (its finished model, else its best checkpoint), a folder, or a name on the hub.
+
+    Args:
+        folder: A run or a Hugging Face folder. A string that is no folder here and looks like a
+            name on the hub ("gpt2", "org/name", "org/name@revision") is fetched through the cache
+            of huggingface_hub.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
         CheckpointError: There is no such folder, or it holds no model, or the model is damaged.
-        ModelError: The model is not one that continues text.
+        HubError: The name is not on the hub, or cannot be had from it.
+        ModelError: The model is of no family that is known here.
     """
-    path = find_model(Path(folder))
+    if isinstance(folder, str) and not Path(folder).exists() and hub.looks_like_name(folder):
+        path = hub.fetch(folder)
+    else:
+        path = find_model(Path(folder))
     if read_json(path / "config.json").get("model_type") == "ngram":
         return CountedModel.open(path)
     where = devices.pick_device(device)
@@ -84,6 +99,24 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
         return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
+
+
+def import_model(
+    file: str | Path, to: str | Path, *, tokenizer: str | Path | None = None
+) -> LanguageModel:
+    """Make a Hugging Face folder of a model in another program's format, and open it.
+
+    Args:
+        file: The model; llama2.c's *.bin.
+        to: A new folder.
+        tokenizer: Its tokenizer, in any form that can be opened here.
+
+    Raises:
+        CheckpointError: The file is of no known format or damaged, or the folder exists.
+        TokenizerError: The tokenizer cannot be opened.
+    """
+    foreign.import_model(file, to, tokenizer=tokenizer)
+    return load(Path(to), device="cpu")
 
 
 def find_model(folder: Path) -> Path:
@@ -128,17 +161,47 @@ class LanguageModel(TaskMethods):
     predictor: Predictor[Any, Any] | None = None
 
     @property
+    def family(self) -> str:
+        """The name of its family: the file in `models/`."""
+        return type(self.model).__module__.rsplit(".", 1)[-1]
+
+    @property
+    def kind(self) -> str:
+        """What it does: "causal", "encoder" or "seq2seq"."""
+        kind: str = sys.modules[type(self.model).__module__].KIND
+        return kind
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, as plain values."""
+        tokenizer = self.tokenizer
+        name = None if tokenizer is None else type(tokenizer.backend.model).__name__
+        return {
+            "folder": str(self.path),
+            "family": self.family,
+            "kind": self.kind,
+            "parameters": self.n_parameters,
+            "context": self.model.config.max_seq_len,
+            "vocabulary": self.model.config.vocab_size,
+            "tokenizer": None if tokenizer is None else f"{name}, {tokenizer.vocab_size:,} tokens",
+        }
+
+    @property
     def generator(self) -> Generator:
         """The decoding loop over this model.
 
         Raises:
             UsageError: It was trained for a task, not to continue text.
+            ModelError: The model does not continue text.
         """
         if self.predictor is not None:
             name = self.predictor.task.NAME
             raise UsageError(
                 f"{self.path} was trained for {name}, it does not continue text",
                 fix=f"use `inkstone run`, or in Python .{VERBS.get(name, 'predict')}(…)",
+            )
+        if self.kind != "causal":
+            raise ModelError(
+                f"{self.path} is a {self.family} model ({self.kind}), which does not continue text"
             )
         return Generator(self.model, self.tokenizer)
 
@@ -192,6 +255,35 @@ class LanguageModel(TaskMethods):
     def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
         """The reply to a list of {"role", "content"} messages."""
         return self.conversation().reply(list(messages), SamplingConfig(**sampling))
+
+    def embed(
+        self, texts: str | Sequence[str], *, batch_size: int = BATCH_SIZE
+    ) -> npt.NDArray[np.float32]:
+        """A vector for each text, pooled as the folder says (sentence-transformers' files).
+
+        Args:
+            texts: A text or a list of N.
+            batch_size: Texts computed together.
+
+        Returns:
+            [D] for a text, [N, D] for a list.
+
+        Raises:
+            ModelError: The model is no encoder.
+            UsageError: It has no tokenizer.
+        """
+        if self.kind != "encoder":
+            raise ModelError(
+                f"{self.path} is a {self.family} model, which continues text; only encoders (BERT "
+                "and kin) turn a text into a vector"
+            )
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer, so text cannot be read")
+        several = [texts] if isinstance(texts, str) else list(texts)
+        pooling = Pooling.read(self.path)
+        vectors = embed(self.model, self.tokenizer, several, pooling, batch_size=batch_size)
+        result: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
+        return result
 
     def perplexity(
         self,

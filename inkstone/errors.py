@@ -72,3 +72,7 @@ class UnknownNameError(UsageError):
 
 class MissingExtraError(InkstoneError):
     """An optional dependency is not installed; names the extra that brings it."""
+
+
+class HubError(CheckpointError):
+    """A model cannot be had from the hub: not there, not allowed, or not reachable."""

@@ -365,7 +365,9 @@ def _special_ids(tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, int 
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    from inkstone.tokenizers.load import FILES
+
+    if not any((folder / names[0]).is_file() for names in FILES):
         return None
     from inkstone.tokenizers.tokenizer import Tokenizer
 

@@ -17,7 +17,19 @@ from typing import Annotated, Any
 import typer
 
 from inkstone import __version__
-from inkstone.cli import chat, demo, doctor, eval, generate, recipes, report, run, train
+from inkstone.cli import (
+    chat,
+    demo,
+    doctor,
+    eval,
+    generate,
+    import_,
+    load,
+    recipes,
+    report,
+    run,
+    train,
+)
 from inkstone.errors import InkstoneError
 
 app = typer.Typer(
@@ -28,8 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, train, generate, chat, run, eval, report, recipes, doctor):
-    app.command(name=module.__name__.rpartition(".")[2])(module.command)
+COMMANDS = (demo, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
+for module in COMMANDS:
+    app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 
 
 def _version(wanted: bool) -> None:

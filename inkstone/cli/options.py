@@ -17,5 +17,5 @@ Cache = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RunOrModel = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run folder, or a Hugging Face model folder.")
+    str, typer.Argument(metavar="RUN", help="A run, a Hugging Face folder, or a hub name: gpt2.")
 ]

@@ -17,12 +17,15 @@ from tokenizers import AddedToken, models, pre_tokenizers
 
 from inkstone.errors import TokenizerError
 from inkstone.tokenizers import chat
+from inkstone.tokenizers.alphabet import byte_characters
 from inkstone.tokenizers.load import open_backend
+from inkstone.tokenizers.marks import Marked
 from inkstone.tokenizers.stream import StreamDecoder
 
 EOS = "<|endoftext|>"
 PIECE_CHARS = 1 << 16  # a longer text is encoded in pieces, cut where a space begins a word
 ROLE_NAMES = ("eos_token", "bos_token", "pad_token", "unk_token")
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
@@ -68,10 +71,16 @@ class Tokenizer:
         self.bos_id, self.pad_id = self._id("bos_token"), self._id("pad_token")
         self.unk_id = self._id("unk_token")
         self._bytes: list[bytes] | None = None
+        try:
+            self._marked = Marked.of(backend)
+        except ValueError as error:
+            raise TokenizerError(f"the tokenizer's normalizer is damaged: {error}") from error
         # these models know whole pieces, control tokens among them, and would find them in a text
         whole = isinstance(backend.model, (models.Unigram, models.WordLevel, models.WordPiece))
-        literals = [t.content for i, t in self._control.items() if i != self.unk_id]
-        self._literals = re.compile("|".join(map(re.escape, literals))) if whole else None
+        literals = [t.content for i, t in self._control.items() if whole and i != self.unk_id]
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer):  # cuts at every mark
+            literals = [x for x in literals if len(backend.pre_tokenizer.pre_tokenize_str(x)) == 1]
+        self._literals = re.compile("|".join(map(re.escape, literals))) if literals else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; what looks like a control token in it is ordinary text."""
@@ -79,6 +88,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts."""
+        if self._marked is not None:
+            return self._marked.encode_batch(texts)
         cut = [self._without_literals(pieces(text)) for text in texts]
         flat = [p for parts in cut for p in parts]
         encoded = self._encode(flat)
@@ -98,6 +109,18 @@ class Tokenizer:
         np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
         flat = np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, int(offsets[-1]))
         return flat, offsets
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Control tokens that its models expect before and after a text, as transformers adds them.
+
+        [CLS] and [SEP] for BERT, end-of-text for T5, begin-of-text for Llama; none for GPT-2.
+        """
+        framed = self.backend.encode("a", add_special_tokens=True)
+        marks = framed.special_tokens_mask
+        if 0 not in marks:
+            return [], []
+        first, last = marks.index(0), len(marks) - marks[::-1].index(0)
+        return framed.ids[:first], framed.ids[last:]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids.
@@ -165,13 +188,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """Open a file, or a folder: tokenizer.json, GPT-2's vocab.json + merges.txt, or vocab.txt.
+        """Open a file or a folder.
+
+        Known are tokenizer.json; SentencePiece's *.model; GPT-2's, GPT-1's and CLIP's vocabulary
+        and merges; BERT's vocab.txt; OpenAI's *.tiktoken; llama2.c's *.bin.
 
         Raises:
             TokenizerError: Nothing of the kind is there, or it is damaged or hostile.
         """
         backend, special, template, kind = open_backend(Path(path))
-        return cls(backend, special, chat_template=template, kind=kind)
+        try:
+            return cls(backend, special, chat_template=template, kind=kind)
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error.message}", fix=error.fix) from error
 
     def fingerprint(self) -> str:
         """SHA-256 over all that decides the ids."""
@@ -202,6 +231,8 @@ class Tokenizer:
 
     def _marks_words(self) -> bool:
         """Whether a word's token carries the space before it, also at the start of a text."""
+        if self._marked is not None:
+            return self._marked.prefix
         spaced = isinstance(self.backend.pre_tokenizer, pre_tokenizers.WhitespaceSplit)
         return spaced or isinstance(self.backend.model, models.WordPiece)
 
@@ -247,6 +278,7 @@ def _all_token_bytes(
     level = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)
     to_byte = {c: b for b, c in byte_characters().items()}
     prefix = getattr(backend.model, "continuing_subword_prefix", None) or ""
+    ending = getattr(backend.model, "end_of_word_suffix", None) or ""
     out = []
     for token in range(size):
         surface = backend.id_to_token(token) or ""
@@ -254,14 +286,18 @@ def _all_token_bytes(
             out.append(surface.encode("utf-8"))
         elif level:
             raw = bytearray()
-            for c in surface:
+            last = bool(ending) and surface.endswith(ending)
+            for c in surface.removesuffix(ending):
                 raw += bytes([to_byte[c]]) if c in to_byte else c.encode("utf-8")
-            out.append(bytes(raw))
+            out.append(bytes(raw) + b" " * last)
+        elif ending:
+            last = surface.endswith(ending)
+            out.append((surface.removesuffix(ending) + " " * last).encode("utf-8"))
         elif model == "WordPiece":
             inner = prefix and surface.startswith(prefix)
             out.append((surface.removeprefix(prefix) if inner else " " + surface).encode("utf-8"))
-        elif surface.startswith("<0x") and len(surface) == 6:
-            out.append(bytes([int(surface[3:5], 16)]))
+        elif byte := _BYTE.fullmatch(surface):
+            out.append(bytes.fromhex(byte[1]))
         elif model == "WordLevel" and isinstance(
             backend.pre_tokenizer, pre_tokenizers.WhitespaceSplit
         ):
@@ -269,11 +305,3 @@ def _all_token_bytes(
         else:
             out.append(surface.replace("▁", " ").encode("utf-8"))
     return out
-
-
-def byte_characters() -> dict[int, str]:
-    """GPT-2's printable character for every byte (Radford et al. 2019, released code)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {b: chr(b) for b in printable}
-    others = (b for b in range(256) if b not in table)
-    return table | {b: chr(256 + n) for n, b in enumerate(others)}

@@ -13,14 +13,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from inkstone.config import Progress
 from inkstone.errors import TokenizerError
 from inkstone.tokenizers import chat
+from inkstone.tokenizers.alphabet import byte_characters
 from inkstone.tokenizers.config import TokenizerConfig
-from inkstone.tokenizers.tokenizer import (
-    EOS,
-    Tokenizer,
-    byte_characters,
-    pieces,
-    special_token,
-)
+from inkstone.tokenizers.tokenizer import EOS, Tokenizer, pieces, special_token
 
 SPECIALS = (EOS, *chat.SPECIALS)
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

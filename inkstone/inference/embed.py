@@ -1,0 +1,187 @@
+"""One vector a text from an encoder: the states of its tokens, pooled (Reimers & Gurevych 2019).
+
+How to pool is read from the files that sentence-transformers keeps beside a model. Shapes: B rows,
+T columns, N texts, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from inkstone.errors import CheckpointError, UsageError
+from inkstone.files import parse_json, read_json
+from inkstone.tokenizers.tokenizer import Tokenizer
+
+Mode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
+MODES: tuple[Mode, ...] = ("mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken")
+_FLAGS: dict[str, Mode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_OTHER = "pooling_mode_weightedmean_tokens"
+BATCH_SIZE = 32
+MAX_MODULES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How a text becomes one vector.
+
+    Attributes:
+        mode: Of the states of all tokens, the control tokens around the text among them.
+        normalize: Every vector has length 1, so that a dot product is a cosine.
+        max_tokens: Longer texts are cut; None: the model's context.
+        lowercase: Fold case before the tokenizer.
+    """
+
+    mode: Mode = "mean"
+    normalize: bool = False
+    max_tokens: int | None = None
+    lowercase: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Pooling:
+        """As the folder says in modules.json; the mean, as it is, for a folder without one.
+
+        Raises:
+            CheckpointError: A file is malformed, or asks for a step that is not known here.
+        """
+        modules = folder / "modules.json"
+        if not modules.is_file():
+            return cls()
+        listing = _read_list(modules)
+        kinds = [str(m.get("type")).rpartition(".")[2] for m in listing]
+        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            raise CheckpointError(
+                f"{modules}: the steps {[kind[:50] for kind in kinds]} are not supported",
+                fix="known are Transformer, Pooling and Normalize, in this order",
+            )
+        place = str(listing[1].get("path"))
+        if Path(place).name != place:
+            raise CheckpointError(f"{modules}: {place[:100]!r} is not a folder inside of this one")
+        mode = _mode(folder / place / "config.json")
+        settings = folder / "sentence_bert_config.json"
+        table = read_json(settings) if settings.is_file() else {}
+        longest = table.get("max_seq_length")
+        if longest is not None and not (type(longest) is int and longest > 2):
+            raise CheckpointError(f"{settings}: max_seq_length is {str(longest)[:50]}")
+        return cls(mode, len(kinds) == 3, longest, table.get("do_lower_case") is True)
+
+
+@torch.inference_mode()
+def embed(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pooling: Pooling,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> npt.NDArray[np.float32]:
+    """Vectors of texts, [N, D], in their order; texts of similar length share a batch.
+
+    Args:
+        model: Of `KIND` "encoder".
+        tokenizer: Its tokenizer.
+        texts: Any number of them.
+        pooling: How the states of the tokens become one vector.
+        batch_size: Rows computed together.
+
+    Raises:
+        UsageError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}", fix="give 1 or more")
+    limit = min(model.config.max_seq_len, pooling.max_tokens or model.config.max_seq_len)
+    rows = _rows(tokenizer, texts, limit, pooling.lowercase)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    vectors = np.zeros((len(rows), model.config.d_model), np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            vectors[places] = _batch(model, [rows[i] for i in places], tokenizer, pooling)
+    finally:
+        model.train(was_training)
+    return vectors
+
+
+def _rows(tokenizer: Tokenizer, texts: Sequence[str], limit: int, lower: bool) -> list[list[int]]:
+    """Ids with the control tokens around them that the model was trained with, cut to `limit`."""
+    before, after = tokenizer.frame()
+    room = max(0, limit - len(before) - len(after))
+    encoded = tokenizer.encode_batch([text.lower() if lower else text for text in texts])
+    return [[*before, *ids[:room], *after] for ids in encoded]
+
+
+def _batch(
+    model: Any, rows: list[list[int]], tokenizer: Tokenizer, pooling: Pooling
+) -> npt.NDArray[np.float32]:
+    width = max(1, *map(len, rows))
+    pad = tokenizer.pad_id or 0
+    device = model.device
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(width, device=device) < lengths[:, None]
+    vectors = pool(model.hidden(ids, attention_mask=mask).float(), mask, pooling.mode)
+    if pooling.normalize:
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    result: npt.NDArray[np.float32] = vectors.cpu().numpy()
+    return result
+
+
+def pool(states: Tensor, mask: Tensor, mode: Mode) -> Tensor:
+    """States of tokens to one vector a row: [B, T, D], [B, T] → [B, D]; zeros for a row of none."""
+    real = mask[:, :, None]
+    count = real.sum(1).clamp(min=1)
+    if mode == "cls":
+        chosen = mask.int().argmax(1)
+    elif mode == "lasttoken":
+        chosen = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
+    elif mode == "max":
+        highest = states.masked_fill(~real, -torch.inf).amax(1)
+        return highest.masked_fill(highest.isinf(), 0.0)
+    else:
+        total = (states * real).sum(1)
+        return total / (count if mode == "mean" else count.sqrt())
+    return states[torch.arange(len(states), device=states.device), chosen]
+
+
+def _mode(path: Path) -> Mode:
+    """Of 1_Pooling/config.json, whose older form has a switch for every mode."""
+    table = read_json(path)
+    named = table.get("pooling_mode")
+    if named is None:
+        on = [key for key, value in table.items() if value is True and key in (*_FLAGS, _OTHER)]
+        named = _FLAGS.get(on[0], on[0]) if len(on) == 1 else on or "mean"
+    for mode in MODES:
+        if named == mode:
+            return mode
+    raise CheckpointError(
+        f"{path}: pooling {str(named)[:100]} is not supported", fix=f"known: {', '.join(MODES)}"
+    )
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    """modules.json is the one file whose top is a list."""
+    try:
+        raw = path.read_bytes()[: 1 << 20]
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    listing = parse_json(b'{"modules": ' + raw + b"}", str(path))["modules"]
+    right = isinstance(listing, list) and all(isinstance(m, dict) for m in listing)
+    if not right or len(listing) > MAX_MODULES:
+        raise CheckpointError(f"{path} is not a list of steps")
+    result: list[dict[str, Any]] = listing
+    return result
