@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import load_model
+from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.errors import CheckpointError, UsageError
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
@@ -18,6 +19,8 @@ from inkstone.inference.generate import Generation, Generator
 from inkstone.pipeline.observer import Observer
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
+from inkstone.vectors import formats
+from inkstone.vectors.table import Vectors
 
 if TYPE_CHECKING:
     from inkstone.evaluation.perplexity import PerplexityReport
@@ -36,7 +39,7 @@ def train(
     cache: str | Path | None = None,
     observer: Observer | None = None,
     device: str = "auto",
-) -> LanguageModel:
+) -> Any:
     """Train a model and open it.
 
     Args:
@@ -62,17 +65,40 @@ def train(
     return load(run, device=device)
 
 
-def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
+def load(folder: str | Path, *, device: str = "auto") -> Any:
     """Open a run (its finished model, else its best checkpoint) or a Hugging Face folder.
+
+    Returns:
+        A `LanguageModel`, or `Vectors` where the folder holds word vectors.
 
     Raises:
         CheckpointError: There is no such folder, or it holds no model, or the model is damaged.
         ModelError: The model is not one that continues text.
     """
     path = find_model(Path(folder))
+    if is_vectors(path):
+        return load_vectors(path)
     where = devices.pick_device(device)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
+
+
+def open_vectors(source: str | Path) -> Vectors:
+    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
+
+    Raises:
+        DataError: The file is damaged or of another format.
+        CheckpointError: The folder holds no word vectors.
+    """
+    if Path(source).is_file():
+        return formats.read(source)
+    path = find_model(Path(source))
+    if not is_vectors(path):
+        raise CheckpointError(
+            f"{source} holds no word vectors",
+            fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
+        )
+    return load_vectors(path)
 
 
 def find_model(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from inkstone.config import Section
 from inkstone.corpora.config import CorpusConfig
 from inkstone.errors import RecipeError, UnknownNameError
 from inkstone.text.config import TextConfig
+from inkstone.text.words import WordsConfig
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.training.config import TrainingConfig
 
@@ -77,6 +79,12 @@ class EvaluationSection(Section):
     max_tokens: int | None = Field(
         default=None, ge=1, description="held-out tokens of the last score"
     )
+    vectors: tuple[str, ...] = Field(
+        default=(), description="word vectors: files of analogies, or of word pairs with scores"
+    )
+    neighbors: tuple[str, ...] = Field(
+        default=(), description="word vectors: words to show with their nearest; empty: chosen"
+    )
 
 
 class Recipe(Section):
@@ -84,6 +92,7 @@ class Recipe(Section):
 
     data: DataSection = Field(default_factory=DataSection)
     text: TextConfig = Field(default_factory=TextConfig)
+    words: WordsConfig = Field(default_factory=WordsConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     model: ModelSection = Field(default_factory=ModelSection)
@@ -119,7 +128,7 @@ class Recipe(Section):
         """A copy that reads `paths` (relative to the current folder) for `minutes`, where given."""
         values: dict[str, dict[str, Any]] = {}
         if paths:
-            values["data"] = {"path": [p if p == "-" else str(Path(p).absolute()) for p in paths]}
+            values["data"] = {"path": [p if p == "-" else os.path.abspath(p) for p in paths]}
         if minutes is not None:
             values["training"] = {"minutes": float(minutes)}
         return self.with_values(values) if values else self
@@ -348,11 +357,12 @@ def _read(path: Path) -> str:
 
 
 def _one_path(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`data.path = "x"` means `["x"]`."""
+    """`data.path = "x"` means `["x"]`, and so for the files of `evaluation.vectors`."""
     result = dict(values)
-    data = result.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("path"), str):
-        result["data"] = {**data, "path": [data["path"]]}
+    for section, key in (("data", "path"), ("evaluation", "vectors")):
+        entries = result.get(section)
+        if isinstance(entries, Mapping) and isinstance(entries.get(key), str):
+            result[section] = {**entries, key: [entries[key]]}
     return result
 
 
@@ -361,20 +371,20 @@ def _anchor_paths(values: dict[str, Any], recipe: Path) -> None:
 
     A recipe is often somebody else's: `../../.ssh` must not become training text unnoticed.
     """
-    data = values.get("data")
-    if not isinstance(data, dict):
-        return
-    paths = data.get("path")
-    listed = [paths] if isinstance(paths, str) else paths
-    if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
-        return  # the wrong type is reported where all types are checked
-    for path in listed:
-        if ".." in Path(path).parts:
-            raise RecipeError(
-                f"{recipe}: data.path = {path!r} climbs out of the recipe's folder",
-                fix="write an absolute path, or give it on the command line: --data PATH",
-            )
-    data["path"] = [p if p == "-" else str(recipe.parent.absolute() / p) for p in listed]
+    for section, key in (("data", "path"), ("evaluation", "vectors")):
+        entries = values.get(section)
+        paths = entries.get(key) if isinstance(entries, dict) else None
+        listed = [paths] if isinstance(paths, str) else paths
+        if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
+            continue  # the wrong type is reported where all types are checked
+        for path in listed:
+            if ".." in Path(path).parts:
+                raise RecipeError(
+                    f"{recipe}: {section}.{key} = {path!r} climbs out of the recipe's folder",
+                    fix="write an absolute path, or give it on the command line",
+                )
+        assert isinstance(entries, dict)
+        entries[key] = [p if p == "-" else str(recipe.parent.absolute() / p) for p in listed]
 
 
 def _set(entries: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from inkstone import __version__
-from inkstone.cli import chat, demo, doctor, eval, generate, recipes, report, train
+from inkstone.cli import chat, demo, doctor, eval, generate, recipes, report, train, vectors
 from inkstone.errors import InkstoneError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for module in (demo, train, generate, chat, eval, report, recipes, doctor):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
+app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)
 
 
 def _version(wanted: bool) -> None:

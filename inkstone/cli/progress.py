@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inkstone.training.log import StepInfo
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
-NAMED = ("data", "clean", "tokenizer", "tokens", "plan", "train", "evaluate", "report")
+NAMED = ("data", "clean", "words", "tokenizer", "tokens", "plan", "train", "evaluate", "report")
 WIDTH = max(map(len, NAMED))
 
 

@@ -15,7 +15,7 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import folder
+from inkstone.pipeline import folder, vectors
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -57,6 +57,8 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
+    if _kind(recipe) == "vectors":
+        return vectors.train(recipe, run, cache=cache, observer=observer)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
@@ -114,6 +116,8 @@ def resume(
     if result:
         observer.note(f"{run} is finished; nothing is left to do")
         return result
+    if _kind(recipe) == "vectors":
+        return vectors.resume(run, recipe, record, cache=cache, observer=observer)
     stages = StageCache(cache_folder(cache), observer)
     began = time.monotonic()
     where = devices.pick_device(device)
@@ -122,6 +126,12 @@ def resume(
     _compare(record.get("hashes", {}), prepared.hashes, run)
     machine = devices.measure(str(where))
     return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
+
+
+def _kind(recipe: Recipe) -> str:
+    """What the family is, which decides how it is trained."""
+    kind: str = registry.load("models", recipe.model.family).KIND
+    return kind
 
 
 def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
