@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import foreign, hub, load_model
+from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
@@ -24,6 +25,8 @@ from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
+from inkstone.vectors import formats
+from inkstone.vectors.table import Vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +48,7 @@ def train(
     cache: str | Path | None = None,
     observer: Observer | None = None,
     device: str = "auto",
-) -> LanguageModel:
+) -> Any:
     """Train a model and open it.
 
     Args:
@@ -71,7 +74,7 @@ def train(
     return load(run, device=device)
 
 
-def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
+def load(folder: str | Path, *, device: str = "auto") -> Any:
     """Open a run (its finished model, else its best checkpoint), a folder, or a name on the hub.
 
     Args:
@@ -79,6 +82,9 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
             name on the hub ("gpt2", "org/name", "org/name@revision") is fetched through the cache
             of huggingface_hub.
         device: "auto", "cpu" or "cuda".
+
+    Returns:
+        A `LanguageModel`, a `CountedModel` (n-grams), or `Vectors` (word vectors).
 
     Raises:
         CheckpointError: There is no such folder, or it holds no model, or the model is damaged.
@@ -89,6 +95,8 @@ def load(folder: str | Path, *, device: str = "auto") -> LanguageModel:
         path = hub.fetch(folder)
     else:
         path = find_model(Path(folder))
+    if is_vectors(path):
+        return load_vectors(path)
     if read_json(path / "config.json").get("model_type") == "ngram":
         return CountedModel.open(path)
     where = devices.pick_device(device)
@@ -116,7 +124,26 @@ def import_model(
         TokenizerError: The tokenizer cannot be opened.
     """
     foreign.import_model(file, to, tokenizer=tokenizer)
-    return load(Path(to), device="cpu")
+    model: LanguageModel = load(Path(to), device="cpu")
+    return model
+
+
+def open_vectors(source: str | Path) -> Vectors:
+    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
+
+    Raises:
+        DataError: The file is damaged or of another format.
+        CheckpointError: The folder holds no word vectors.
+    """
+    if Path(source).is_file():
+        return formats.read(source)
+    path = find_model(Path(source))
+    if not is_vectors(path):
+        raise CheckpointError(
+            f"{source} holds no word vectors",
+            fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
+        )
+    return load_vectors(path)
 
 
 def find_model(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from inkstone.config import Section
 from inkstone.corpora.config import CorpusConfig
 from inkstone.errors import RecipeError, UnknownNameError
 from inkstone.text.config import TextConfig
+from inkstone.text.words import WordsConfig
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.training.config import TrainingConfig
 
@@ -34,7 +36,10 @@ RECIPE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 LANGUAGE_MODELING = "language_modeling"
-PATHS = (("data", "path"), ("data", "valid"), ("data", "test"), ("model", "pretrained"))
+PATHS = (
+    ("data", "path"), ("data", "valid"), ("data", "test"), ("model", "pretrained"),
+    ("evaluation", "vectors"),
+)  # fmt: skip
 
 
 class DataSection(Section):
@@ -105,6 +110,12 @@ class EvaluationSection(Section):
     max_tokens: int | None = Field(
         default=None, ge=1, description="held-out tokens of the last score"
     )
+    vectors: tuple[str, ...] = Field(
+        default=(), description="word vectors: files of analogies, or of word pairs with scores"
+    )
+    neighbors: tuple[str, ...] = Field(
+        default=(), description="word vectors: words to show with their nearest; empty: chosen"
+    )
 
 
 class Recipe(Section):
@@ -113,6 +124,7 @@ class Recipe(Section):
     task: TaskSection = Field(default_factory=TaskSection)
     data: DataSection = Field(default_factory=DataSection)
     text: TextConfig = Field(default_factory=TextConfig)
+    words: WordsConfig = Field(default_factory=WordsConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     model: ModelSection = Field(default_factory=ModelSection)
@@ -148,7 +160,7 @@ class Recipe(Section):
         """A copy that reads `paths` (relative to the current folder) for `minutes`, where given."""
         values: dict[str, dict[str, Any]] = {}
         if paths:
-            values["data"] = {"path": [p if p == "-" else str(Path(p).absolute()) for p in paths]}
+            values["data"] = {"path": [p if p == "-" else os.path.abspath(p) for p in paths]}
         if minutes is not None:
             values["training"] = {"minutes": float(minutes)}
         return self.with_values(values) if values else self
@@ -428,15 +440,15 @@ def _read(path: Path) -> str:
 
 
 def _one_path(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`data.path = "x"` means `["x"]`, and so for the other parts of the data."""
+    """`data.path = "x"` means `["x"]`, and so for every setting that is a list of paths."""
     result = dict(values)
-    data = result.get("data")
-    if isinstance(data, Mapping):
-        parts = ("path", "valid", "test")
-        result["data"] = {
-            key: [value] if key in parts and isinstance(value, str) else value
-            for key, value in data.items()
-        }
+    for section, parts in (("data", ("path", "valid", "test")), ("evaluation", ("vectors",))):
+        entries = result.get(section)
+        if isinstance(entries, Mapping):
+            result[section] = {
+                key: [value] if key in parts and isinstance(value, str) else value
+                for key, value in entries.items()
+            }
     return result
 
 

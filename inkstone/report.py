@@ -72,6 +72,11 @@ def gather(run: Path) -> dict[str, Any]:
             f"{run} holds no run (recipe.toml is missing)",
             fix="give the folder that `inkstone train --run` wrote",
         )
+    if _json(run / "result.json").get("kind") == "vectors":
+        raise RunError(
+            f"{run} holds word vectors, which have no report",
+            fix=f"look at {run}/result.json, or ask them: inkstone vectors {run} WORD",
+        )
     rows = _log(run / "log.jsonl")
     train = [(r["step"], r["loss"]) for r in rows if r.get("kind") == "step" and _finite(r, "loss")]
     valid = [

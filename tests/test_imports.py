@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "inkstone"
 LAYERS = [
     {"errors", "registry", "config", "device", "files"},
-    {"text", "speech", "nn"},
+    {"text", "speech", "nn", "vectors"},
     {"tokenizers"},
     {"corpora", "models"},
     {"tasks", "checkpoint"},

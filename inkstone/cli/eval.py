@@ -11,7 +11,13 @@ from inkstone.cli import options
 
 def command(
     run: options.RunOrModel,
-    data: Annotated[str, typer.Option(help="Text, or a table of labelled examples; - is stdin.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Text or a table of labelled examples (- is stdin); "
+            "for word vectors a file of analogies or of word pairs with scores."
+        ),
+    ],
     stride: Annotated[
         int | None,
         typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
@@ -19,7 +25,10 @@ def command(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Measure perplexity and bits per byte of a whole text, or the scores of a task on examples.
+    """Measure a model on data that it has not seen.
+
+    Perplexity and bits per byte of a text, the scores of a task on labelled examples, or what word
+    vectors know of analogies and similarities.
 
     The rule that they were computed by is printed with them.
     """
@@ -28,8 +37,15 @@ def command(
     from inkstone import api
     from inkstone.cli.session import score_lines
     from inkstone.errors import UsageError
+    from inkstone.vectors.table import Vectors
 
     model = api.load(run, device=device)
+    if isinstance(model, Vectors):
+        from inkstone.cli.vectors import print_test
+        from inkstone.evaluation.vectors import evaluate
+
+        print_test(evaluate(model, data), json=json)
+        return
     if model.predictor is not None:
         if stride is not None:
             raise UsageError("--stride is for scoring plain text", fix="leave it out")

@@ -29,6 +29,7 @@ from inkstone.cli import (
     report,
     run,
     train,
+    vectors,
 )
 from inkstone.errors import InkstoneError
 
@@ -43,6 +44,7 @@ app = typer.Typer(
 COMMANDS = (demo, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
+app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)
 
 
 def _version(wanted: bool) -> None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from inkstone.training.log import StepInfo
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
-NAMED = ("data", "examples", "clean", "tokenizer", "tokens", "plan", "train", "evaluate", "report")
+NAMED = (
+    "data", "examples", "clean", "words", "tokenizer", "tokens", "plan", "train", "evaluate",
+    "report",
+)  # fmt: skip
 WIDTH = max(map(len, NAMED))
 
 

@@ -90,6 +90,10 @@ def summary(result: dict[str, Any]) -> str:
     """The end of a run, for people: scores beside baselines, samples, files, what to type next."""
     if "task" in result:
         return summary_of_examples(result)
+    if result.get("kind") == "vectors":
+        from inkstone.cli.vectors import summary as vectors_summary
+
+        return vectors_summary(result)
     run = result["run"]
     lines = ["", f"{'held-out text':34} {'bits/byte':>9}  {'perplexity':>10}"]
     for row in result["scores"]["table"]:

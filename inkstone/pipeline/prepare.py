@@ -24,6 +24,7 @@ from inkstone.recipe import Recipe
 from inkstone.text.clean import TextStatistics, clean, content_hash
 from inkstone.text.embedded import python_prose
 from inkstone.text.store import DocumentStore
+from inkstone.text.words import write_words
 from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.tokenizers.train import train as train_tokenizer
 
@@ -89,6 +90,8 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
             f"nothing is left to train on: {statistics.line()}",
             fix="give more text, or relax [text]: dedup, min_chars, valid_fraction",
         )
+    if recipe.words.active:
+        documents, text_key = _words(recipe, cache, documents, text_key)
     store = DocumentStore(documents / "train")
     plan.choices += _plan_vocabulary(recipe, store, statistics, device).choices
     recipe = recipe.with_values(plan.values())
@@ -161,6 +164,17 @@ def _clean(data: Any, recipe: Recipe, cache: StageCache) -> tuple[Path, str]:
 
     folder = cache.get("clean", key, build, lambda x: _statistics(x / "text").line())
     return folder / "text", key
+
+
+def _words(recipe: Recipe, cache: StageCache, documents: Path, text_key: str) -> tuple[Path, str]:
+    key = key_of("words", code_hash("text"), text_key, recipe.words.model_dump(mode="json"))
+
+    def build(out: Path) -> str:
+        line = write_words(documents, out, recipe.words, progress=cache.observer.progress)
+        (out / "line").write_text(line, encoding="utf-8")
+        return line
+
+    return cache.get("words", key, build, lambda x: (x / "line").read_text(encoding="utf-8")), key
 
 
 def _statistics(documents: Path) -> TextStatistics:

@@ -15,7 +15,7 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import counting, examples, folder
+from inkstone.pipeline import counting, examples, folder, vectors
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -58,6 +58,8 @@ def train(
     observer = observer or Observer()
     on_examples = recipe.task.name != LANGUAGE_MODELING
     kind = "" if on_examples else _kind(recipe)
+    if kind == "vectors":
+        return vectors.train(recipe, run, cache=cache, observer=observer)
     stages = StageCache(cache_folder(cache), observer)
     folder.check_new(run, recipe.data.path)
     folder.check_outside(stages.folder, recipe.data.path, "prepared data", "--cache")
@@ -122,16 +124,20 @@ def resume(
     if result:
         observer.note(f"{run} is finished; nothing is left to do")
         return result
+    on_examples = recipe.task.name != LANGUAGE_MODELING
+    kind = "" if on_examples else _kind(recipe)
+    if kind == "vectors":
+        return vectors.resume(run, recipe, record, cache=cache, observer=observer)
     stages = StageCache(cache_folder(cache), observer)
     began = time.monotonic()
     where = devices.pick_device(device)
     devices.tune_allocator()
-    if recipe.task.name != LANGUAGE_MODELING:
+    if on_examples:
         session = examples.Session(run, stages, observer, where, began)
         return examples.resume(recipe, session, record.get("hashes", {}))
     prepared = prepare(recipe, stages, where.type)
     _compare(record.get("hashes", {}), prepared.hashes, run)
-    if _kind(recipe) == "ngram":
+    if kind == "ngram":
         return counting.count(recipe, prepared, run, provenance(recipe, prepared), observer)
     machine = devices.measure(str(where))
     return _train_and_finish(recipe, prepared, run, machine, where, observer, began)
@@ -163,7 +169,7 @@ def _kind(recipe: Recipe) -> str:
         UsageError: One that does not learn from plain text.
     """
     kind = str(registry.load("models", recipe.model.family).KIND)
-    if kind not in ("causal", "ngram"):
+    if kind not in ("causal", "ngram", "vectors"):
         raise UsageError(
             f"model.family = {recipe.model.family!r} does not learn to continue text",
             fix="it learns from labelled examples: name a task, such as task.name=classification",
