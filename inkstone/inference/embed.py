@@ -6,6 +6,7 @@ T columns, N texts, D d_model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,14 @@ class Pooling:
         normalize: Every vector has length 1, so that a dot product is a cosine.
         max_tokens: Longer texts are cut; None: the model's context.
         lowercase: Fold case before the tokenizer.
+        prompt: Put before every text.
     """
 
     mode: Mode = "mean"
     normalize: bool = False
     max_tokens: int | None = None
     lowercase: bool = False
+    prompt: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Pooling:
@@ -68,15 +71,23 @@ class Pooling:
                 fix="known are Transformer, Pooling and Normalize, in this order",
             )
         place = str(listing[1].get("path"))
-        if Path(place).name != place:
+        if not re.fullmatch(r"\w[\w.-]*", place):
             raise CheckpointError(f"{modules}: {place[:100]!r} is not a folder inside of this one")
         mode = _mode(folder / place / "config.json")
-        settings = folder / "sentence_bert_config.json"
-        table = read_json(settings) if settings.is_file() else {}
+        table = _table(folder / "sentence_bert_config.json")
         longest = table.get("max_seq_length")
+        if longest is None:  # newer folders keep it with the tokenizer; 1e30 says: no limit
+            longest = _table(folder / "tokenizer_config.json").get("model_max_length")
+            longest = longest if type(longest) is int and longest < 1 << 24 else None
         if longest is not None and not (type(longest) is int and longest > 2):
-            raise CheckpointError(f"{settings}: max_seq_length is {str(longest)[:50]}")
-        return cls(mode, len(kinds) == 3, longest, table.get("do_lower_case") is True)
+            raise CheckpointError(f"{folder}: the longest text has {str(longest)[:50]} tokens")
+        prompts = _table(folder / "config_sentence_transformers.json")
+        name, known = prompts.get("default_prompt_name"), prompts.get("prompts")
+        prompt = known.get(name) if isinstance(known, dict) and isinstance(name, str) else ""
+        if name is not None and not isinstance(prompt, str):
+            raise CheckpointError(f"{folder}: the default prompt {str(name)[:50]!r} is not defined")
+        lower = table.get("do_lower_case") is True
+        return cls(mode, len(kinds) == 3, longest, lower, prompt or "")
 
 
 @torch.inference_mode()
@@ -103,7 +114,7 @@ def embed(
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}", fix="give 1 or more")
     limit = min(model.config.max_seq_len, pooling.max_tokens or model.config.max_seq_len)
-    rows = _rows(tokenizer, texts, limit, pooling.lowercase)
+    rows = _rows(tokenizer, [pooling.prompt + text for text in texts], limit, pooling.lowercase)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     vectors = np.zeros((len(rows), model.config.d_model), np.float32)
     was_training = model.training
@@ -161,6 +172,8 @@ def pool(states: Tensor, mask: Tensor, mode: Mode) -> Tensor:
 def _mode(path: Path) -> Mode:
     """Of 1_Pooling/config.json, whose older form has a switch for every mode."""
     table = read_json(path)
+    if table.get("include_prompt") is False:
+        raise CheckpointError(f"{path}: leaving the prompt out of the pooling is not supported")
     named = table.get("pooling_mode")
     if named is None:
         on = [key for key, value in table.items() if value is True and key in (*_FLAGS, _OTHER)]
@@ -171,6 +184,10 @@ def _mode(path: Path) -> Mode:
     raise CheckpointError(
         f"{path}: pooling {str(named)[:100]} is not supported", fix=f"known: {', '.join(MODES)}"
     )
+
+
+def _table(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_list(path: Path) -> list[dict[str, Any]]:
