@@ -17,6 +17,7 @@ its compiled twin `vectors/compiled.py`. Shapes: V words, D d_model.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -149,13 +150,14 @@ class Model(Trainer):
         return loss, looked
 
     def _train(self, rows: npt.NDArray[np.int32], lr: float, state: int) -> tuple[float, int, int]:
-        arguments: tuple[Any, ...] = (
+        arguments: Any = (
             rows, self.arrays["inputs"], self.arrays["output"], self._keep,
             self._group_starts, self._groups, self._noise, *self._paths,
             self.config.window, self.config.negative,
         )  # fmt: skip
         if not self.fast:
-            return plain.train_words(*arguments, lr, state, **self._kind)
+            slow: Callable[..., tuple[float, int, int]] = plain.train_words
+            return slow(*arguments, lr, state, **self._kind)
         loop = compiled.train_words(self.config.d_model, **self._kind)
         if not hasattr(self._scratch, "buffers"):
             self._scratch.buffers = (
