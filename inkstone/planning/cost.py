@@ -27,7 +27,7 @@ def predicted_loss(budget: Budget) -> float:
 
     The law was fitted on web text with a 50k vocabulary; only differences between shapes are used.
     """
-    unique = max(1.0, min(budget.tokens, budget.unique))
+    unique = min(budget.tokens, budget.unique)
     data = _worth(budget.tokens, unique, c.REPEATS_WORTH)
     fitting = min(budget.parameters, unique * c.PARAMETERS_PER_TOKEN)
     parameters = _worth(budget.parameters, fitting, c.SURPLUS_WORTH)

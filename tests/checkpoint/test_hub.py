@@ -230,8 +230,11 @@ def test_a_hub_that_is_down_serves_from_the_cache(hub: Hub) -> None:
 
 def test_hostile_names_of_files(hub: Hub, tmp_path: Path) -> None:
     shard = hub.models["gpt2"].pop("model.safetensors")
-    for name in ("../../evil.safetensors", "/tmp/model.safetensors", "model-/../../x-of-1.safetensors",
-                 "../config.json", "a/../../model.safetensors"):  # fmt: skip
+    names = (
+        "../../evil.safetensors", "/tmp/model.safetensors", "model-/../../x-of-1.safetensors",
+        "../config.json", "a/../../model.safetensors",
+    )  # fmt: skip
+    for name in names:
         hub.models["gpt2"][name] = shard
     _refused("gpt2", "no safetensors")
     assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("*.safetensors"))

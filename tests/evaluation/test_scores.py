@@ -28,9 +28,8 @@ def test_label_scores_equal_the_metrics() -> None:
     random = np.random.default_rng(0)
     for labels in (["a", "b"], ["a", "b", "c", "d"]):
         given = random.choice(labels, 200).tolist()
-        found = [g if keep else o for g, keep, o in
-                 zip(given, random.random(200) < 0.7, random.choice(labels, 200), strict=True)]  # fmt: skip
-        found = [str(x) for x in found]
+        kept, others = random.random(200) < 0.7, random.choice(labels, 200).tolist()
+        found = [g if keep else o for g, keep, o in zip(given, kept, others, strict=True)]
         task = labelled(*labels)
         mine = by_name(task, found, given)
         assert mine["accuracy"] == pytest.approx(metrics.accuracy(found, given))

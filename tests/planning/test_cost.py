@@ -45,3 +45,8 @@ def test_micro_batch_divides_the_step_and_fits(seq_len: int) -> None:
     assert 24 % rows == 0 and (rows * seq_len <= 8192 or rows == 1)
     tight = cost.micro_batch(per_step, seq_len, 4, 256, device="cpu", free_bytes=1 << 20)
     assert tight == 1
+
+
+def test_hardly_any_data_is_a_bad_choice_but_a_number() -> None:
+    losses = [cost.predicted_loss(cost.Budget(10**6, t, 1e6)) for t in (1e-3, 0.3, 1.0, 100.0)]
+    assert all(isinstance(x, float) for x in losses) and losses == sorted(losses, reverse=True)
