@@ -35,8 +35,8 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (batch, n_kv_heads, capacity, head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.real = torch.ones(batch, capacity, dtype=torch.bool, device=device)
         self.length = 0
         self.padded = False

@@ -83,6 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             d_weight.zero_()
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         room = hidden.new_empty(min(chunk, len(hidden)), -(-len(weight) // ALIGN) * ALIGN)
+        room[:, len(weight) :] = 0  # AMX kernels multiply what stands there by zero: no NaN may
         for start in range(0, len(hidden), chunk):
             rows = hidden[start : start + chunk]
             scores = room[: len(rows), : len(weight)]

@@ -129,6 +129,19 @@ def test_bf16_hidden_gives_fp32_weight_gradients_close_to_exact() -> None:
         assert error < 0.02
 
 
+def test_memory_that_was_never_written_is_not_read() -> None:
+    """Kernels for AMX read a row of bf16 scores to the end of its tile: it must hold no NaN."""
+    hidden = torch.randn(100, 64).bfloat16().requires_grad_()
+    weight, targets = torch.randn(365, 64, requires_grad=True), torch.arange(100)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        total, _ = chunked_cross_entropy(hidden, weight, targets)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    gradients = torch.autograd.grad(total, (hidden, weight))
+    assert all(g.isfinite().all() for g in (total, *gradients))
+
+
 def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, _, targets = _inputs()
     total, _ = chunked_cross_entropy(hidden, weight, targets)
