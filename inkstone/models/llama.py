@@ -80,26 +80,46 @@ def _published(**shape: Any) -> Config:
     return Config(**{"tied_head": False, **shape})
 
 
+def _first(**shape: Any) -> Config:
+    return _published(norm_eps=1e-6, **shape)
+
+
+def _qwen3(**shape: Any) -> Config:
+    given = {"vocab_size": 151936, "max_seq_len": 40960, "n_kv_heads": 8, "head_dim": 128}
+    given |= {"rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True, "tied_head": True}
+    return Config(**{**given, **shape})
+
+
 PRESETS = {
+    "llama-7b": _first(d_model=4096, n_layers=32, n_heads=32, d_ff=11008),
+    "llama-13b": _first(d_model=5120, n_layers=40, n_heads=40, d_ff=13824),
+    "llama-30b": _first(d_model=6656, n_layers=60, n_heads=52, d_ff=17920),
+    "llama-65b": _first(d_model=8192, n_layers=80, n_heads=64, d_ff=22016),
     "llama-2-7b": _published(
         max_seq_len=4096, d_model=4096, n_layers=32, n_heads=32, d_ff=11008
     ),
     "llama-2-13b": _published(
         max_seq_len=4096, d_model=5120, n_layers=40, n_heads=40, d_ff=13824
     ),
+    "llama-2-70b": _published(
+        max_seq_len=4096, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, d_ff=28672
+    ),
     "llama-3-8b": _published(
         vocab_size=128256, max_seq_len=8192, d_model=4096, n_layers=32, n_heads=32,
         n_kv_heads=8, d_ff=14336, rope_theta=500000.0,
+    ),
+    "llama-3-70b": _published(
+        vocab_size=128256, max_seq_len=8192, d_model=8192, n_layers=80, n_heads=64,
+        n_kv_heads=8, d_ff=28672, rope_theta=500000.0,
     ),
     "mistral-7b": _published(
         max_seq_len=32768, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14336,
         sliding_window=4096,
     ),
-    "qwen3-0.6b": _published(
-        vocab_size=151936, max_seq_len=40960, d_model=1024, n_layers=28, n_heads=16,
-        n_kv_heads=8, head_dim=128, d_ff=3072, rope_theta=1e6, norm_eps=1e-6, qk_norm=True,
-        tied_head=True,
-    ),
+    "qwen3-0.6b": _qwen3(d_model=1024, n_layers=28, n_heads=16, d_ff=3072),
+    "qwen3-1.7b": _qwen3(d_model=2048, n_layers=28, n_heads=16, d_ff=6144),
+    "qwen3-4b": _qwen3(d_model=2560, n_layers=36, n_heads=32, d_ff=9728),
+    "qwen3-8b": _qwen3(d_model=4096, n_layers=36, n_heads=32, d_ff=12288, tied_head=False),
     "tinyllama-1.1b": _published(
         d_model=2048, n_layers=22, n_heads=32, n_kv_heads=4, d_ff=5632
     ),

@@ -48,6 +48,12 @@ def _negative_id(tree: Tree) -> None:
     tree["model"]["vocab"]["below"] = -1
 
 
+def _missing_id(tree: Tree) -> None:
+    vocabulary = tree["model"]["vocab"]
+    tree["model"]["merges"] = []
+    del vocabulary[sorted(vocabulary, key=vocabulary.get)[len(vocabulary) // 2]]
+
+
 def _text_id(tree: Tree) -> None:
     tree["model"]["vocab"]["word"] = "7"
 
@@ -79,8 +85,8 @@ def _deep(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_merge_outside, _shared_id, _huge_id, _negative_id, _text_id, _no_model, _odd_model,
-     _catastrophic, _long_pattern, _deep],
+    [_merge_outside, _shared_id, _huge_id, _missing_id, _negative_id, _text_id, _no_model,
+     _odd_model, _catastrophic, _long_pattern, _deep],
     ids=lambda f: f.__name__,
 )  # fmt: skip
 def test_a_spoiled_tokenizer_is_named(
