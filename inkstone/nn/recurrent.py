@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkstone.nn import compiled
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.steps import Steps
 
+WORTH_IT = 512  # tokens: below, torch's kernels are as good, and nothing needs to be compiled
 State = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM; each [R, H]
 
 
@@ -218,8 +220,30 @@ def read(
         [N, H] or [N, 2H], and the state of each cell after its last token.
     """
     states = [tuple(steps.sort(part) for part in state) for state in states]
-    out, ends = _torch_read(cells, x, steps, states)
+    size = cells[0].hidden_size
+    if steps.n_tokens >= WORTH_IT and compiled.fits(x.dtype, x.device, size):
+        out, ends = _compiled_read(cells, x, steps, states)
+    else:
+        out, ends = _torch_read(cells, x, steps, states)
     return out, [tuple(steps.unsort(part) for part in state) for state in ends]
+
+
+def _compiled_read(
+    cells: Sequence[Cell], x: Tensor, steps: Steps, states: Sequence[State]
+) -> tuple[Tensor, list[State]]:
+    """`read` by our own kernels; states in the order of the steps."""
+    outs, ends = [], []
+    for place, (cell, state) in enumerate(zip(cells, states, strict=True)):
+        bias, inner = cell.x.bias, cell.h.bias
+        assert bias is not None
+        out, *end = compiled.Recurrence.apply(
+            x, cell.x.weight.to(x.dtype), bias.to(x.dtype), cell.recurrent_weight().to(x.dtype),
+            None if inner is None else inner.to(x.dtype), state[0],
+            state[1] if cell.PARTS > 1 else None, steps, cell.KIND, place == 1,
+        )  # fmt: skip
+        outs.append(out)
+        ends.append(tuple(end[: cell.PARTS]))
+    return torch.cat(outs, -1) if len(outs) > 1 else outs[0], ends
 
 
 def _torch_read(
