@@ -21,6 +21,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "gpt2": (gpt2, {}, "GPT2LMHeadModel"),
     "llama": (llama, {"n_kv_heads": 2, "tied_head": False, "rope_theta": 5e5}, "LlamaForCausalLM"),
     "llama-tied": (llama, {"n_kv_heads": 1, "head_dim": 16}, "LlamaForCausalLM"),
+    "llama-3.1": (
+        llama,
+        {"head_dim": 16, "rope_factor": 8.0, "rope_low": 1.5, "rope_high": 3.0, "rope_length": 12},
+        "LlamaForCausalLM",
+    ),
     "qwen3": (llama, {"n_kv_heads": 2, "head_dim": 16, "qk_norm": True}, "Qwen3ForCausalLM"),
     "mistral": (llama, {"n_kv_heads": 2, "sliding_window": 5}, "MistralForCausalLM"),
     "qwen3-window": (

@@ -22,6 +22,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "modernbert": [{"window": 4, "global_every": 2}, {"window": 6, "pooling": "cls"}],
     "transformer": [{}, {"pre_norm": True, "activation": "gelu"}, {"positions": "learned"}],
     "marian": [{"start_id": 60}],
+    "rnn_seq2seq": [
+        {"hidden_size": 32},
+        {"hidden_size": 24, "cell": "lstm", "attention": "general", "input_feeding": True},
+        {"hidden_size": 32, "cell": "lstm", "attention": "dot"},
+        {"hidden_size": 20, "cell": "rnn", "attention": "dot", "input_feeding": True},
+    ],
     "t5": [{}, {"gated": True, "tied_head": False, "scaled_head": False, "head_dim": 4}],
 }
 
@@ -32,13 +38,14 @@ def _families(kind: str) -> list[str]:
 
 
 def _cases(kind: str) -> list[Any]:
-    return [
-        pytest.param(
-            registry.load("models", name), {**TINY, "dropout": 0.0, **extra}, id=f"{name}-{i}"
-        )
-        for name in _families(kind)
-        for i, extra in enumerate(VARIANTS.get(name, [{}]))
-    ]
+    cases = []
+    for name in _families(kind):
+        family = registry.load("models", name)
+        shape = {k: v for k, v in TINY.items() if k in family.Config.model_fields}
+        for i, extra in enumerate(VARIANTS.get(name, [{}])):
+            config = {**shape, "dropout": 0.0, **extra}
+            cases.append(pytest.param(family, config, id=f"{name}-{i}"))
+    return cases
 
 
 def _build(family: ModuleType, config: dict[str, Any]) -> Any:

@@ -48,12 +48,6 @@ def _negative_id(tree: Tree) -> None:
     tree["model"]["vocab"]["below"] = -1
 
 
-def _missing_id(tree: Tree) -> None:
-    vocabulary = tree["model"]["vocab"]
-    tree["model"]["merges"] = []
-    del vocabulary[sorted(vocabulary, key=vocabulary.get)[len(vocabulary) // 2]]
-
-
 def _text_id(tree: Tree) -> None:
     tree["model"]["vocab"]["word"] = "7"
 
@@ -85,8 +79,8 @@ def _deep(tree: Tree) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [_merge_outside, _shared_id, _huge_id, _missing_id, _negative_id, _text_id, _no_model,
-     _odd_model, _catastrophic, _long_pattern, _deep],
+    [_merge_outside, _shared_id, _huge_id, _negative_id, _text_id, _no_model, _odd_model,
+     _catastrophic, _long_pattern, _deep],
     ids=lambda f: f.__name__,
 )  # fmt: skip
 def test_a_spoiled_tokenizer_is_named(
@@ -103,6 +97,20 @@ def test_a_spoiled_tokenizer_is_named(
         (tmp_path / "tokenizer.json").write_text(json.dumps(tree).replace('"HERE"', nested))
     with no_side_effects(), pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
+
+
+def test_an_id_that_no_token_has_is_harmless(good: Path, tmp_path: Path) -> None:
+    """As in many published vocabularies: the table of words is as long as the largest id asks."""
+    tree = json.loads((good / "tokenizer.json").read_text())
+    vocabulary = tree["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    hole, vocabulary[last] = vocabulary[last], vocabulary[last] + 1000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == hole + 1001
+    text = "a small text about small things"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([hole, hole + 500]) == "" == tokenizer.token_bytes(hole).decode()
 
 
 @pytest.mark.parametrize(
