@@ -13,6 +13,7 @@ from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import foreign, hub, load_model
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
+from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
@@ -25,8 +26,6 @@ from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
-from inkstone.vectors import formats
-from inkstone.vectors.table import Vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,24 +125,6 @@ def import_model(
     foreign.import_model(file, to, tokenizer=tokenizer)
     model: LanguageModel = load(Path(to), device="cpu")
     return model
-
-
-def open_vectors(source: str | Path) -> Vectors:
-    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
-
-    Raises:
-        DataError: The file is damaged or of another format.
-        CheckpointError: The folder holds no word vectors.
-    """
-    if Path(source).is_file():
-        return formats.read(source)
-    path = find_model(Path(source))
-    if not is_vectors(path):
-        raise CheckpointError(
-            f"{source} holds no word vectors",
-            fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
-        )
-    return load_vectors(path)
 
 
 def find_model(folder: Path) -> Path:

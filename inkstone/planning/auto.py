@@ -99,6 +99,7 @@ class _Planner:
         self.given = {section: dict(values) for section, values in given.items()}
         self.model = dict(self.given.get("model", {}))
         self.family = str(self.model.pop("family", "llama"))
+        self.model.pop("embeddings", None)
         self.room = registry.load("models", self.family)
         self.result = Plan()
         self.peak_gflops = machine.matmul_gflops.get(precision, machine.peak_gflops)

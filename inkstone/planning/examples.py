@@ -123,6 +123,7 @@ class _Planner:
         model = dict(self.given.get("model", {}))
         self.family = str(model.pop("family"))
         model.pop("pretrained", None)
+        model.pop("embeddings", None)
         self.model = model
         self.room = registry.load("models", self.family)
         self.seq_len = int(self.given["corpus"]["seq_len"])
