@@ -71,6 +71,11 @@ class Reconstruction(Objective):
         shifted[:, 0] = START
         return TokenBatch(shifted, targets, mask, source_ids=source_ids, source_mask=source_mask)
 
+    def hide(self, row: Ids, number: int) -> str:
+        source, _ = self.corrupt(row, self.random(HELD_OUT_SEED, number))
+        marks = source[len(self.tokenizer.frame()[0]) : -1]
+        return self.tokenizer.decode(marks.tolist(), skip_special=False).strip()
+
     def scored(self, model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         assert batch.source_ids is not None
         memory = model.encode(batch.source_ids, source_mask=batch.source_mask)
@@ -79,7 +84,11 @@ class Reconstruction(Objective):
         wanted = batch.targets != IGNORE_INDEX
         return hidden[wanted], batch.targets[wanted]
 
-    def flops_per_target(self, family: ModuleType, config: Any) -> float:
+    @property
+    def density(self) -> float:
+        return self.lengths[1] / self.seq_len
+
+    def flops_per_token(self, family: ModuleType, config: Any) -> float:
         source, target = self.lengths
 
         def flops(**layers: int) -> float:
@@ -87,7 +96,7 @@ class Reconstruction(Objective):
 
         words = flops(n_layers=0, n_decoder_layers=0)
         encoder = flops(n_decoder_layers=0) - words
-        return encoder * source / target + flops(n_layers=0)
+        return (encoder * source + flops(n_layers=0) * target) / self.seq_len
 
 
 def partition(total: int, parts: int, random: np.random.Generator) -> Ids:

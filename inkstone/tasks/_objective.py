@@ -133,6 +133,10 @@ class Objective(ABC):
     def room(self) -> int:
         """Tokens of text that fit a row."""
 
+    @abstractmethod
+    def hide(self, row: Ids, number: int) -> str:
+        """A text with something hidden, marked as a user would mark it: an example for people."""
+
     @property
     @abstractmethod
     def rule(self) -> str:
@@ -194,16 +198,13 @@ class Objective(ABC):
         return ObjectiveReport(float(sums["nats"]), int(sums["targets"]), int(sums["right"]), parts)
 
     @abstractmethod
-    def flops_per_target(self, family: ModuleType, config: Any) -> float:
-        """Operations of one forward pass, shared out over the targets."""
+    def flops_per_token(self, family: ModuleType, config: Any) -> float:
+        """Operations of a forward pass, shared out over the `seq_len` tokens of a row."""
 
-    def frequent(self, corpus: Corpus) -> Ids:
-        """[V] how often each token occurs in a corpus."""
-        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
-        for start in range(0, corpus.n_tokens, 1 << 22):
-            ids = corpus.tokens(start, min(start + (1 << 22), corpus.n_tokens))
-            counts += np.bincount(ids, minlength=len(counts))
-        return counts
+    @property
+    @abstractmethod
+    def density(self) -> float:
+        """Targets for each token of a row, on average."""
 
 
 def in_batches(

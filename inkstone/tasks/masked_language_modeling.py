@@ -270,6 +270,16 @@ class Objective(Base):
         ids = np.array(framed, np.int64)
         return *mask(ids, random, self.config, self.mask_id, self.boundaries), types, label
 
+    def hide(self, row: Ids, number: int) -> str:
+        random = self.random(HELD_OUT_SEED, number)
+        ids = row.copy()
+        starts = self.boundaries.word_starts(row) & ~self.boundaries.control[row]
+        alone = starts & np.append(starts[1:], True)  # words of one token
+        places = np.flatnonzero(alone)
+        if len(places):
+            ids[random.choice(places)] = self.mask_id
+        return self.tokenizer.decode(ids.tolist(), skip_special=False).strip()
+
     # --- what the model does ---------------------------------------------------------------------
 
     def scored(self, model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -279,7 +289,8 @@ class Objective(Base):
         states, targets, order = self._read(model, batch)
         total, count = self.words_loss(model, states, targets)
         if order is not None:
-            assert isinstance(batch, MaskedBatch) and batch.labels is not None
+            assert isinstance(batch, MaskedBatch)
+            assert batch.labels is not None and batch.weights is not None
             each = F.cross_entropy(order.float(), batch.labels, reduction="none")
             total = total + (each * batch.weights).sum()
         return total, count
@@ -304,10 +315,14 @@ class Objective(Base):
             return states, targets[hidden], None
         return states, targets[hidden], model.next_sentence(model.pooled(x, packing))
 
-    def flops_per_target(self, family: ModuleType, config: Any) -> float:
+    @property
+    def density(self) -> float:
+        return self.config.share * self.room / self.seq_len
+
+    def flops_per_token(self, family: ModuleType, config: Any) -> float:
         body = family.flops_per_token(config.model_copy(update={"head": "none"}), self.seq_len)
         words = family.flops_per_token(config, self.seq_len) - body
-        return float(body * self.seq_len / (self.config.share * self.room) + words)
+        return float(body + self.density * words)
 
     @property
     def rule(self) -> str:
