@@ -126,6 +126,7 @@ def scorer(
         return None
 
     def score() -> dict[str, float]:
-        return objective.evaluate(model, objective.held_out(valid, live_tokens)).to_dict()
+        scores = objective.evaluate(model, objective.held_out(valid, live_tokens)).to_dict()
+        return {name: value for name, value in scores.items() if name != "perplexity"}
 
     return score
