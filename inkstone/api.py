@@ -20,10 +20,9 @@ from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
-from inkstone.inference.predict import Predictor, open_predictor
+from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
-from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
 
@@ -101,7 +100,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Any:
     where = devices.pick_device(device)
     about = path / "inkstone.json"
     info = read_json(about) if about.is_file() else {}
-    if info.get("task", LANGUAGE_MODELING) != LANGUAGE_MODELING:
+    if is_on_examples(info):
         predictor = open_predictor(path, where)
         return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)

@@ -41,8 +41,22 @@ class Job(ctypes.Structure):
     ) + tuple(
         (name, ctypes.c_void_p)
         for name in (
-            "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
-            "d_out", "h0", "c0", "dh", "dc", "d_bias", "scratch",
+            "offsets",
+            "x",
+            "extra",
+            "packed",
+            "bias",
+            "out",
+            "h",
+            "next",
+            "state",
+            "d_out",
+            "h0",
+            "c0",
+            "dh",
+            "dc",
+            "d_bias",
+            "scratch",
         )  # fmt: skip
     )
 
@@ -54,7 +68,9 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("INKSTONE_COMPILE") == "0" or compiler is None:
         return None
     try:
-        key = hashlib.sha256("\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode())
+        key = hashlib.sha256(
+            "\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode()
+        )
         folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / f"recurrence-{key.hexdigest()[:32]}.so"
