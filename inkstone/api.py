@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from inkstone.evaluation.few_shot import FewShotReport
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.tokenizers.tokenizer import Tokenizer
 
@@ -220,7 +221,7 @@ class LanguageModel(TaskMethods):
             UsageError: It was trained for a task, not to continue text.
             ModelError: The model does not continue text.
         """
-        if self.predictor is not None:
+        if self.predictor is not None and self.kind != "causal":
             name = self.predictor.task.NAME
             raise UsageError(
                 f"{self.path} was trained for {name}, it does not continue text",
@@ -341,6 +342,41 @@ class LanguageModel(TaskMethods):
             stride=stride,
             text=self._text_config(),
         )
+
+    def few_shot(
+        self,
+        data: str | Path,
+        *,
+        shots: Sequence[int] = (0, 1, 8),
+        demonstrations: str | Path | None = None,
+        template: str | None = None,
+        labels: Sequence[str] = (),
+        limit: int | None = None,
+        **settings: Any,
+    ) -> list[FewShotReport]:
+        """Questions answered in context, with K solved examples before each; nothing is trained.
+
+        Args:
+            data: A table of questions, a .txt whose lines ask for their last word, or a folder
+                with a train… and a test… part.
+            shots: Each K.
+            demonstrations: Where the solved examples are drawn from; None: from the train… part of
+                the folder, or from the other questions.
+            template: The prompt, with {field} where a field's text goes; None takes a usual one.
+            labels: Names of the labels, in the order of their numbers.
+            limit: Ask so many questions at most, drawn by chance.
+            settings: Of `evaluation.few_shot.few_shot`: by, shared, seed, max_tokens, progress.
+
+        Raises:
+            DataError: The data holds no questions, or too few to draw from.
+        """
+        from inkstone.evaluation.few_shot import few_shot
+        from inkstone.evaluation.questions import Form, read_both, sample
+
+        generator = self.generator
+        questions, pool = read_both(Form(template, tuple(labels)), data, demonstrations)
+        asked = sample(questions, limit, settings.get("seed", 0))
+        return few_shot(generator, asked, pool or questions, shots=shots, **settings)
 
     def _text_config(self) -> TextConfig:
         """How the training files were read: the same field, the same documents."""

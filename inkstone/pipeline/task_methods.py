@@ -17,7 +17,8 @@ from inkstone.tasks.classification import Classification
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
 
-VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
+         "dialogue": "chat"}  # fmt: skip
 
 
 class TaskMethods:
