@@ -19,7 +19,9 @@ from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
+from inkstone.inference.grounding import Library
 from inkstone.inference.predict import Predictor, open_predictor
+from inkstone.inference.respond import Respondent
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import LANGUAGE_MODELING
@@ -276,13 +278,52 @@ class LanguageModel(TaskMethods):
         chunks = self.generator.stream(prompt, SamplingConfig(**sampling))
         return (chunk.text for chunk in chunks if chunk.text)
 
-    def conversation(self, *, system: str | None = None) -> Conversation:
-        """A dialogue that remembers its turns."""
-        return Conversation(self.generator, self.info, system=system)
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        candidates: int = 1,
+        sources: str | Path | Library | None = None,
+        **choosing: Any,
+    ) -> Conversation:
+        """A dialogue that remembers its turns.
 
-    def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
-        """The reply to a list of {"role", "content"} messages."""
-        return self.conversation().reply(list(messages), SamplingConfig(**sampling))
+        Args:
+            system: Instructions ahead of the talk.
+            candidates: With more than one, so many answers are sampled and the best is said, by
+                the scores that the model has learned (`inference.respond`).
+            sources: A folder of text to look things up in; answers then cite it.
+            choosing: More of `inference.respond.Respondent`: safety, weights.
+
+        Raises:
+            UsageError: The model was taught no dialogue, but candidates or sources are asked for.
+        """
+        if candidates == 1 and sources is None and not choosing:
+            return Conversation(self.generator, self.info, system=system)
+        library = Library.open(sources) if isinstance(sources, str | Path) else sources
+        return Respondent(
+            self.generator, self.info, system=system, candidates=candidates, library=library,
+            **choosing,
+        )  # fmt: skip
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        candidates: int = 1,
+        sources: str | Path | Library | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """The reply to a list of {"role", "content"} messages.
+
+        Args:
+            messages: What was said so far.
+            candidates: As in `conversation`, like `sources`; the reply is then a `Response`, which
+                holds all candidates with their scores, and the citations.
+            sampling: Fields of `SamplingConfig`.
+        """
+        talk = self.conversation(candidates=candidates, sources=sources)
+        return talk.reply(list(messages), SamplingConfig(**sampling))
 
     def embed(
         self, texts: str | Sequence[str], *, batch_size: int = BATCH_SIZE

@@ -207,14 +207,20 @@ def _perplexity(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued
     nats, tokens = (np.array(column, np.float64) for column in zip(*pairs, strict=True))
     if not tokens.any():
         return None
-    return lambda w: math.exp(min(700.0, float(w @ nats / max(1.0, w @ tokens))))
+
+    def value(w: Weights) -> float:
+        return math.exp(min(700.0, float(w @ nats) / max(1.0, float(w @ tokens))))
+
+    return value
 
 
 def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued | None:
     """Of the examples whose answer is yes or no."""
     rated = np.array([g is not None for g in given], np.float64)
     right = np.array([f == g for f, g in zip(found, given, strict=True)], np.float64) * rated
-    return (lambda w: float(w @ right / max(1.0, w @ rated))) if rated.any() else None
+    if not rated.any():
+        return None
+    return lambda w: float(w @ right) / max(1.0, float(w @ rated))
 
 
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {

@@ -177,7 +177,7 @@ class Task(ABC, Generic[E, P]):
         return label
 
     def simplest(self, examples: Sequence[E]) -> tuple[str, list[Any]] | None:
-        """What the simplest answers are called, and these as `found` gives them, if there are any."""
+        """What the simplest answers are called, and they as `found` gives them; None if unknown."""
         if not self.counts:
             return None
         top = max(self.counts, key=lambda label: (self.counts[label], label))
