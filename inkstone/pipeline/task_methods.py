@@ -19,7 +19,8 @@ from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
+         "dialogue": "chat"}  # fmt: skip
 
 
 class TaskMethods:
