@@ -210,7 +210,7 @@ class _Planner:
             }  # fmt: skip
             if "n_kv_heads" in fields and width >= c.FEW_KV_HEADS_ABOVE and heads % 4 == 0:
                 wanted["n_kv_heads"] = heads // 4
-            if "qk_norm" in fields:
+            if "qk_norm" in fields and fields["qk_norm"].annotation is bool:  # mixtral has none
                 wanted["qk_norm"] = True
             if "head_dim" in fields:
                 wanted["head_dim"] = head_dim
