@@ -30,20 +30,18 @@ BLOCK = 16  # rows, and columns of a tile: L of the source
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = ("-march=native", "-mcpu=native")  # a compiler knows one of them
 PATIENCE_S = 120
+NUMBERS = ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
+POINTERS = (
+    "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
+    "d_out", "h0", "c0", "dh", "dc", "d_bias", "scratch",
+)  # fmt: skip
 
 
 class Job(ctypes.Structure):
     """`Job` of the source, field by field."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
-    ) + tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
-            "d_out", "h0", "c0", "dh", "dc", "d_bias", "scratch",
-        )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_int64) for name in NUMBERS) + tuple(
+        (name, ctypes.c_void_p) for name in POINTERS
     )
 
 
@@ -54,7 +52,9 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("INKSTONE_COMPILE") == "0" or compiler is None:
         return None
     try:
-        key = hashlib.sha256("\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode())
+        key = hashlib.sha256(
+            "\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode()
+        )
         folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / f"recurrence-{key.hexdigest()[:32]}.so"

@@ -109,7 +109,9 @@ class Steps:
     @cached_property
     def last(self) -> Tensor:
         """[sizes[0]] int64, the last token of every sequence that has one, sorted."""
-        alive = torch.tensor((*self.sizes[1:], 0)) if self.sizes else torch.zeros(0, dtype=torch.int64)
+        alive = (
+            torch.tensor((*self.sizes[1:], 0)) if self.sizes else torch.zeros(0, dtype=torch.int64)
+        )
         counts = torch.tensor(self.sizes, dtype=torch.int64) - alive  # sequences that end here
         ends = self.offsets[:-1].flip(0).repeat_interleave(counts.flip(0))
         return (ends + torch.arange(len(ends))).to(self.device)
