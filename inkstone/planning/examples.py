@@ -257,7 +257,7 @@ class _Planner:
         fields = self.room.Config.model_fields
         found: list[Shape] = []
         problem = ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             if d_model > LARGEST.get(self.facts.kind, 256):
                 continue
             width = int(self.model.get("d_model", d_model))
