@@ -57,6 +57,8 @@ def library() -> ctypes.CDLL | None:
         )
         folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            return None  # nobody else's code is loaded
         path = folder / f"recurrence-{key.hexdigest()[:32]}.so"
         if not path.exists():
             _compile(compiler, path)
