@@ -264,7 +264,7 @@ class _Planner:
         deepest = getattr(self.room, "DEEPEST", 1024)  # recurrent layers are few and wide
         found: list[Shape] = []
         problem = ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             if d_model > LARGEST.get(self.facts.kind, 256):
                 continue
             width = int(self.model.get("d_model", d_model))
