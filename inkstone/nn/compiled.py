@@ -97,7 +97,12 @@ def _has_bf16() -> bool:
 
 def fits(dtype: torch.dtype, device: torch.device, hidden_size: int) -> bool:
     """Whether `Recurrence` can do this here."""
-    if device.type != "cpu" or hidden_size % (2 * BLOCK) or library() is None:
+    if (
+        device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or hidden_size % (2 * BLOCK)
+        or library() is None
+    ):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16())
 
@@ -196,18 +201,18 @@ class Recurrence(torch.autograd.Function):
         if c0 is not None:
             c_n = c0.to(dtype, copy=True)
             c_n[:first] = job["state"][:first].to(dtype)
-        ctx.save_for_backward(x, w_x, w_h, out, start, state)
-        ctx.made, ctx.about = (pre, extra), (steps, kind, reverse)
+        ctx.save_for_backward(x, w_x, w_h, out, start, state, pre, extra)
+        ctx.about, ctx.taken = (steps, kind, reverse), False
         ctx.set_materialize_grads(False)
         return out, h_n, c_n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out, d_h, d_c):  # type: ignore[no-untyped-def,override]
-        if ctx.made is None:
+        if ctx.taken:
             raise RuntimeError("the gradients of a recurrence can be taken only once")
-        (pre, extra), ctx.made = ctx.made, None
-        x, w_x, w_h, out, start, state = ctx.saved_tensors
+        ctx.taken = True
+        x, w_x, w_h, out, start, state, pre, extra = ctx.saved_tensors
         steps, kind, reverse = ctx.about
         size, first, room = w_h.shape[1], steps.sizes[0], len(start)
         n = steps.n_sequences
