@@ -23,7 +23,6 @@ from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import load as load_recipe
-from inkstone.text.config import TextConfig
 from inkstone.vectors import formats
 from inkstone.vectors.table import Vectors
 
@@ -340,14 +339,6 @@ class LanguageModel(TaskMethods):
             stride=stride,
             text=self._text_config(),
         )
-
-    def _text_config(self) -> TextConfig:
-        """How the training files were read: the same field, the same documents."""
-        recipe = self.info.get("recipe")
-        try:
-            return TextConfig(**recipe["text"])  # type: ignore[index]
-        except (TypeError, KeyError, ValueError):
-            return TextConfig()  # somebody else's model
 
     def __repr__(self) -> str:
         family = self.info.get("family", type(self.model).__module__.rsplit(".", 1)[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,11 @@ from inkstone.errors import UsageError
 from inkstone.inference.beam import BeamConfig, translate
 from inkstone.inference.predict import evaluating
 from inkstone.tasks._batch import pad
-from inkstone.tasks._codec import MASKS, Codec
+from inkstone.tasks._codec import MARK, MASKS, SENTINEL, Codec
 from inkstone.text.normalize import normalize
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 32
-SENTINEL = re.compile(r"<extra_id_\d+>")
-MARK = re.compile("|".join(map(re.escape, MASKS)) + "|" + SENTINEL.pattern)
 
 
 @dataclass(frozen=True, slots=True)
