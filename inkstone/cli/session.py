@@ -178,11 +178,18 @@ def summary_of_examples(result: dict[str, Any]) -> str:
         f"report  {run}/report.html        scores by label, the worst mistakes",
         "",
         "next",
-        f'  inkstone run {run} "…"',
-        f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl",
+        *_use(run, result["task"]),
         f"  inkstone eval {run} --data OTHER.jsonl",
     ]
     return "\n".join(lines)
+
+
+def _use(run: str, task: str) -> list[str]:
+    """Commands that use a finished task."""
+    if task == "dialogue":
+        return [f"  inkstone chat {run}"]
+    more = f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl"
+    return [f'  inkstone run {run} "…"', more]
 
 
 def score_lines(result: dict[str, Any]) -> list[str]:

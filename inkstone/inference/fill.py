@@ -78,9 +78,9 @@ def fill_mask(
             ids, real = ids.to(model.device), real.to(model.device)
             x, packing = model.states(ids, real, None)
             hidden = packing.pack(ids == codec.mask_id)
-            scores = model.logits(model.prediction_states(x[hidden])).float()
-            scores[:, sorted(tokenizer.special_ids)] = -torch.inf
-            best = scores.softmax(-1).topk(min(top, scores.shape[-1]))
+            scores = model.logits(model.prediction_states(x[hidden])).float().softmax(-1)
+            scores[:, sorted(tokenizer.special_ids)] = 0.0  # no control token is a word
+            best = scores.topk(min(top, scores.shape[-1]))
             likely = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             for row in part:
                 places = [i for i, token in enumerate(row) if token == codec.mask_id]

@@ -93,7 +93,9 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def connect(task: Task[E, P], tokenizer: Tokenizer | None) -> None:
-    """Give a task that writes text the search and the tokenizer that it writes with."""
+    """Give a task the tokenizer, and one that writes text the search that it writes with."""
+    if tokenizer is not None:
+        task.connect(tokenizer)
     if tokenizer is not None and "seq2seq" in task.HEADS:
         eos_id, config = tokenizer.eos_id, task.config
 

@@ -15,6 +15,7 @@ from inkstone.corpora.prepare import prepare as encode
 from inkstone.corpora.shards import Corpus
 from inkstone.errors import DataError, UsageError
 from inkstone.files import sha256
+from inkstone.pipeline import embeddings
 from inkstone.pipeline.objective import choose_tokenizer
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.stages import StageCache, code_hash, key_of
@@ -79,6 +80,7 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
     """
     data = _gather(recipe, cache)
     plan = Plan()
+    recipe = embeddings.plan_size(recipe, plan)
     documents, text_key = _clean(data, recipe, cache)
     statistics = _statistics(documents)
     if _undivided(recipe, statistics):
@@ -106,6 +108,7 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
     hashes = {"text": text_key, "tokenizer": tokenizer.fingerprint(), "train": train.fingerprint}
     if valid is not None:
         hashes["valid"] = valid.fingerprint
+    hashes |= embeddings.hashes(recipe)
     return Prepared(recipe, plan, statistics, tokenizer, train, valid, documents, hashes)
 
 

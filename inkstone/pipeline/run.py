@@ -17,7 +17,15 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import counting, examples, folder, objective, pretraining, vectors
+from inkstone.pipeline import (
+    counting,
+    embeddings,
+    examples,
+    folder,
+    objective,
+    pretraining,
+    vectors,
+)
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -218,6 +226,7 @@ def _train_and_finish(
     torch.manual_seed(recipe.training.seed)
     assert recipe.training.tokens_per_step and recipe.corpus.seq_len
     model = build_model(recipe.model.family, recipe.model.fields, recipe.training.precision, where)
+    embeddings.begin(model, recipe, prepared.tokenizer, run, observer)
     info = provenance(recipe, prepared)
     make = objective.maker(recipe, prepared.tokenizer)
     chosen = make and make(recipe.corpus.seq_len)
@@ -292,6 +301,8 @@ def provenance(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     remembered = recipe.to_dict()
     if paths := remembered.get("data", {}).get("path"):
         remembered["data"]["path"] = [Path(p).name for p in paths]
+    if recipe.model.embeddings is not None:
+        remembered["model"]["embeddings"] = Path(recipe.model.embeddings).name
     return {
         "task": recipe.task.name,
         **({"task_settings": recipe.task.fields} if recipe.task.fields else {}),
@@ -329,7 +340,8 @@ def _training_summary(result: TrainingResult) -> str:
 def _compare(then: dict[str, str], now: dict[str, str], run: Path) -> None:
     """What training reads must be the same; other text that gives the same tokens is no change."""
     names = {"text": "the text or its cleaning", "tokenizer": "the tokenizer",
-             "train": "the tokens", "valid": "the held-out tokens"}  # fmt: skip
+             "train": "the tokens", "valid": "the held-out tokens",
+             "embeddings": "the word vectors"}  # fmt: skip
     changed = [k for k in sorted(then) if then[k] != now.get(k)]
     if set(changed) - {"text"}:
         listed = ", ".join(names.get(k, k) for k in changed)

@@ -23,7 +23,8 @@ from inkstone.text.config import TextConfig
 from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
+         "dialogue": "chat"}  # fmt: skip
 
 
 class TaskMethods:

@@ -112,6 +112,7 @@ class _Planner:
         self.given = {section: dict(values) for section, values in given.items()}
         self.model = dict(self.given.get("model", {}))
         self.family = str(self.model.pop("family", "llama"))
+        self.model.pop("embeddings", None)
         self.room = registry.load("models", self.family)
         self.result = Plan()
         self.peak_gflops = machine.matmul_gflops.get(precision, machine.peak_gflops)
@@ -202,7 +203,7 @@ class _Planner:
         vocab, context = self.facts.vocab_size, self.seq_len
         fields = self.room.Config.model_fields
         result, problem = [], ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             width = int(self.model.get("d_model", d_model))
             head_dim = 32 if width < c.NARROW else c.HEAD_DIM
             heads = max(1, width // head_dim)
@@ -212,7 +213,7 @@ class _Planner:
             }  # fmt: skip
             if "n_kv_heads" in fields and width >= c.FEW_KV_HEADS_ABOVE and heads % 4 == 0:
                 wanted["n_kv_heads"] = heads // 4
-            if "qk_norm" in fields:
+            if "qk_norm" in fields and fields["qk_norm"].annotation is bool:  # mixtral has none
                 wanted["qk_norm"] = True
             if "head_dim" in fields:
                 wanted["head_dim"] = head_dim
