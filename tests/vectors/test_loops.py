@@ -70,7 +70,7 @@ class Textbook:
         loss = -torch.nn.functional.logsigmoid(products).sum()
         loss.backward()
         if look:
-            self.losses.append(float(loss))
+            self.losses.append(loss.item())
         assert out.grad is not None and h.grad is not None
         self.output -= LR * out.grad
         return -LR * h.grad
@@ -143,7 +143,7 @@ def test_a_step_is_the_gradient(loop: str, cbow: bool, hierarchical: bool, subwo
 
 
 @needs_numba
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_vectors_that_diverged_reach_no_other_memory(value: float) -> None:
     arrays = [np.full_like(a, value) for a in start()]
     given = arguments(arrays, np.ones(V, np.float32), groups(False))
@@ -166,7 +166,7 @@ def test_glove_descends_equation_8_by_adagrad(loop: str) -> None:
         f = (count / x_max) ** alpha if count < x_max else 1.0
         cost = f * (a[:D] @ b[:D] + a[D] + b[D] - math.log(count)) ** 2 / 2
         cost.backward()
-        costs += float(cost)
+        costs += cost.item()
         for p, squares, at, leaf in ((w, w_squares, row, a), (c, c_squares, column, b)):
             assert leaf.grad is not None
             p[at] -= LR * leaf.grad / squares[at].sqrt()
