@@ -5,6 +5,9 @@ first asked for (about a second), with the vector length as a constant so that L
 full-width vector instructions, and never cached on disk. Loops hold no interpreter lock and
 update shared arrays without locks (Hogwild, Recht et al. 2011): several threads at once are not
 reproducible to the bit, one thread is.
+
+Most of the time would go into waiting for rows that lie scattered in memory. What a position trains
+is therefore drawn first, and each row is asked for as soon as it is known (`prefetch.py`).
 """
 
 # Indices are unsigned throughout: Numba would otherwise test each one for "counted from the end".
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from inkstone.vectors.plain import LIMIT, LOSS_EVERY, SIGMOID, STEPS
+from inkstone.vectors.prefetch import LINE_BYTES, prefetch
 from inkstone.vectors.vocabulary import BREAK
 
 U = np.uint64
@@ -39,6 +43,8 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
     compiled = njit(nogil=True, fastmath=True, error_model="numpy")
     inlined = njit(fastmath=True, error_model="numpy", inline="always")  # a fifth faster than calls
     d, table, sixteen, per_unit = d_model, SIGMOID, F(LIMIT), F(STEPS / (2 * LIMIT))
+    row_bytes, fetch_line = U(4 * d_model), prefetch()
+    lines = 4 * d_model // LINE_BYTES + 1
 
     @compiled
     def draw(state):  # type: ignore[no-untyped-def]
@@ -47,16 +53,23 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
         return state ^ (state << U(17))
 
     @inlined
-    def targets(word, state, noise, starts, nodes, bits, negative, outputs, labels):  # type: ignore[no-untyped-def]
-        """Rows of the output matrix that this word trains, with their labels."""
+    def fetch(base, row):  # type: ignore[no-untyped-def]
+        for line in range(lines):
+            fetch_line(base + row * row_bytes + U(LINE_BYTES * line))
+
+    @inlined
+    def targets(word, state, base, noise, starts, nodes, bits, negative, outputs, labels, at):  # type: ignore[no-untyped-def]
+        """Rows of the output matrix that this word trains, with their labels, from `at` on."""
         if hierarchical:
             first = starts[word]
             count = starts[word + U(1)] - first
             for q in range(count):
-                outputs[q] = nodes[first + q]
-                labels[q] = F(1) - F(bits[first + q])
+                outputs[at + q] = nodes[first + q]
+                labels[at + q] = F(1) - F(bits[first + q])
+                fetch(base, U(nodes[first + q]))
             return count, state
-        outputs[0], labels[0] = word, F(1)
+        outputs[at], labels[at] = word, F(1)
+        fetch(base, word)
         count = 1
         size = U(len(noise))
         for _ in range(negative):
@@ -64,28 +77,31 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
             x = ((state >> U(32)) * size) >> U(32)
             entry = noise[x]
             x = x if (state & LOW) < (entry >> U(32)) else entry & LOW
-            outputs[count], labels[count] = x, F(0)
+            outputs[at + count], labels[at + count] = x, F(0)
+            fetch(base, x)
             count += x != word
         return count, state
 
     @inlined
-    def learn(h, new, output, outputs, labels, count, lr, error):  # type: ignore[no-untyped-def]
-        """One gradient step on −Σ log σ(±h·v): adds h's part to `new`, writes the v's."""
+    def learn(h, new, output, outputs, labels, at, count, lr, error):  # type: ignore[no-untyped-def]
+        """One gradient step on −Σ log σ(±h·v): adds h's part to `new`, then moves the v's."""
         for q in range(count):
-            row = U(outputs[q])
+            row = U(outputs[at + q])
             dot = F(0)
             for k in range(d):
                 dot += h[U(k)] * output[row, U(k)]
             place = min(max((dot + sixteen) * per_unit, F(0)), F(STEPS - 1))
             cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
             low = table[cell]
-            error[q] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
+            error[q] = labels[at + q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
         for q in range(count):
-            row, step = U(outputs[q]), error[q] * lr
+            row, step = U(outputs[at + q]), error[q] * lr
             for k in range(d):
-                v = output[row, U(k)]
-                new[U(k)] += step * v
-                output[row, U(k)] = v + step * h[U(k)]
+                new[U(k)] += step * output[row, U(k)]
+        for q in range(count):
+            row, step = U(outputs[at + q]), error[q] * lr
+            for k in range(d):
+                output[row, U(k)] += step * h[U(k)]
 
     @compiled
     def loss_of(error, count):  # type: ignore[no-untyped-def]
@@ -101,6 +117,8 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
     ):  # fmt: skip
         h, new, old = np.empty(d, F), np.empty(d, F), np.empty(d, F)
         error = np.empty(len(outputs), F)
+        counts = np.empty(2 * window + 1, np.int64)
+        base = U(output.ctypes.data)
         loss, looked, kept = 0.0, 0, 0
         position, end = 0, len(rows)
         while position < end:
@@ -127,6 +145,10 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                 for k in range(d):
                     h[U(k)] = F(0)
                 if cbow:
+                    count, state = targets(
+                        U(buffer[U(i)]), state, base, noise, starts, nodes, bits, negative,
+                        outputs, labels, 0,
+                    )  # fmt: skip
                     members = 0
                     for j in range(left, right):
                         if j == i:
@@ -141,11 +163,7 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                     for k in range(d):
                         h[U(k)] *= scale
                         new[U(k)] = F(0)
-                    count, state = targets(
-                        U(buffer[U(i)]), state, noise, starts, nodes, bits, negative,
-                        outputs, labels,
-                    )  # fmt: skip
-                    learn(h, new, output, outputs, labels, count, lr, error)
+                    learn(h, new, output, outputs, labels, 0, count, lr, error)
                     if look:
                         loss += loss_of(error, count)
                         looked += 1
@@ -158,6 +176,15 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                             for k in range(d):
                                 inputs[row, U(k)] += new[U(k)]
                 else:
+                    at = 0
+                    for j in range(left, right):
+                        counts[j - left] = 0
+                        if j != i:
+                            counts[j - left], state = targets(
+                                U(buffer[U(j)]), state, base, noise, starts, nodes, bits, negative,
+                                outputs, labels, at,
+                            )  # fmt: skip
+                        at += counts[j - left]
                     word = U(buffer[U(i)])
                     first, last = group_starts[word], group_starts[word + U(1)]
                     for g in range(first, last):
@@ -169,14 +196,13 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                         h[U(k)] *= scale
                         new[U(k)] = h[U(k)]
                         old[U(k)] = h[U(k)]
-                    for j in range(left, right):
-                        if j == i:
+                    at = 0
+                    for place in range(right - left):
+                        count = counts[place]
+                        if not count:
                             continue
-                        count, state = targets(
-                            U(buffer[U(j)]), state, noise, starts, nodes, bits, negative,
-                            outputs, labels,
-                        )  # fmt: skip
-                        learn(h, new, output, outputs, labels, count, lr, error)
+                        learn(h, new, output, outputs, labels, at, count, lr, error)
+                        at += count
                         if look:
                             loss += loss_of(error, count)
                             looked += 1

@@ -117,10 +117,9 @@ def train_words(
         if look:
             loss -= float(np.log(np.maximum(1e-6, 1 - np.abs(error))).sum())
             looked += 1
-        to_h = np.zeros_like(h)
-        for row, step in zip(which, np.float32(lr) * error, strict=True):
-            to_h += step * output[row]
-            output[row] += step * h
+        steps = np.float32(lr) * error
+        to_h: Floats = steps @ output[which]
+        np.add.at(output, which, steps[:, None] * h)
         return to_h
 
     for text in _texts(rows):
