@@ -4,12 +4,12 @@
 
 Word2Vec: skip-gram and CBOW with negative sampling at the defaults that both sides share (100
 numbers, window 5, 5 noise words, t = 0.001, words seen 5 times, 5 epochs). Gensim takes lists of
-10,000 words, its usual way, and a file of such lines (`corpus_file`), its fast one. Words a second are those of the raw text, of
-training alone: vocabulary and compilation are outside. GloVe: the programs of stanfordnlp/GloVe,
-after `make`, at the settings of their demo.sh (50 numbers, window 15, x_max 10, 15 passes); time is
-that of training, which on their side reads and writes files. Two threads each. Both sides are
-scored by the same code: analogies in percent, similarities as 100 × Spearman's rho, means over the
-seeds ± standard deviations.
+10,000 words, its usual way, and a file of such lines (`corpus_file`), its fast one. Words a second
+are those of the raw text, of training alone: vocabulary and compilation are outside. GloVe: the
+programs of stanfordnlp/GloVe, after `make`, at the settings of their demo.sh (50 numbers, window
+15, x_max 10, 15 passes); time is that of training, which on their side reads and writes files. Two
+threads each. Both sides are scored by the same code: analogies in percent, similarities as 100 ×
+Spearman's rho, means over the seeds ± standard deviations.
 """
 
 from __future__ import annotations
