@@ -61,7 +61,7 @@ def test_phrases_are_scored_by_equation_6() -> None:
 
 
 def test_joining_goes_from_left_to_right() -> None:
-    found = Phrases([["new", "york", "york"] * 20], min_count=1, threshold=0.5)
+    found = Phrases([["new", "york", "york"]] * 20, min_count=1, threshold=1)
     assert found(["new", "york", "york", "new", "york"]) == ["new_york", "york", "new_york"]
     assert found([]) == [] and found(["new"]) == ["new"]
 

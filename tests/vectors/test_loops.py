@@ -56,7 +56,6 @@ class Textbook:
         return (x >> 32) * V // 2**32 if x % 2**32 < own else other
 
     def predict(self, h: torch.Tensor, word: int, look: bool) -> torch.Tensor:
-        h = h.clone().requires_grad_()
         if self.hierarchical:
             tree = self.words.huffman()
             path = slice(int(tree.starts[word]), int(tree.starts[word + 1]))
@@ -65,15 +64,18 @@ class Textbook:
         else:
             drawn = [x for _ in range(3) if (x := self.noise()) != word]
             which, signs = [word, *drawn], [1, *[-1] * len(drawn)]
-        out = self.output.clone().requires_grad_()
-        products = torch.stack([s * (out[n] @ h) for n, s in zip(which, signs, strict=True)])
-        loss = -torch.nn.functional.logsigmoid(products).sum()
-        loss.backward()
+        step, loss = torch.zeros(D, dtype=torch.float64), 0.0
+        for n, sign in zip(which, signs, strict=True):  # each term of the sum in turn
+            v, leaf = self.output[n].clone().requires_grad_(), h.clone().requires_grad_()
+            term = -torch.nn.functional.logsigmoid(sign * (v @ leaf))
+            term.backward()
+            assert v.grad is not None and leaf.grad is not None
+            self.output[n] -= LR * v.grad
+            step -= LR * leaf.grad
+            loss += term.item()
         if look:
-            self.losses.append(loss.item())
-        assert out.grad is not None and h.grad is not None
-        self.output -= LR * out.grad
-        return -LR * h.grad
+            self.losses.append(loss)
+        return step
 
     def train(self, stream: list[int], keep: np.ndarray, window: int, own: list[list[int]]) -> None:
         texts: list[list[int]] = [[]]
