@@ -162,8 +162,8 @@ class Model(Trainer):
         if not hasattr(self._scratch, "buffers"):
             self._scratch.buffers = (
                 np.empty(CHUNK, np.int32),
-                np.empty(self._longest * 2 * self.config.window, np.uint64),
-                np.empty(self._longest * 2 * self.config.window, np.float32),
+                np.empty(self._longest, np.uint64),
+                np.empty(self._longest, np.float32),
             )
         done: tuple[float, int, int] = loop(
             *arguments, np.float32(lr), np.uint64(state), *self._scratch.buffers

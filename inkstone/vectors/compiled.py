@@ -1,12 +1,10 @@
 """The inner loops, compiled by Numba: `plain.py` does the same, readably and slowly.
 
 Numba is the extra `vectors`; `available()` says whether it is there. A loop is compiled when it is
-first asked for (about two seconds), for vectors of one length, and never cached on disk. Loops hold
-no interpreter lock and update shared arrays without locks (Hogwild, Recht et al. 2011): several
-threads at once are not reproducible to the bit, one thread is.
-
-Most of the time would go into waiting for rows that lie scattered in memory. What a position trains
-is therefore drawn first, and each row is asked for as soon as it is known (`rows.py`).
+first asked for (about a second), with the vector length as a constant so that LLVM unrolls it into
+full-width vector instructions, and never cached on disk. Loops hold no interpreter lock and
+update shared arrays without locks (Hogwild, Recht et al. 2011): several threads at once are not
+reproducible to the bit, one thread is.
 """
 
 # Indices are unsigned throughout: Numba would otherwise test each one for "counted from the end".
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from inkstone.vectors.plain import LIMIT, LOSS_EVERY, SIGMOID, STEPS
-from inkstone.vectors.rows import row_functions
 from inkstone.vectors.vocabulary import BREAK
 
 U = np.uint64
@@ -42,7 +39,6 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
     compiled = njit(nogil=True, fastmath=True, error_model="numpy")
     inlined = njit(fastmath=True, error_model="numpy", inline="always")  # a fifth faster than calls
     d, table, sixteen, per_unit = d_model, SIGMOID, F(LIMIT), F(STEPS / (2 * LIMIT))
-    row_bytes, (dot, add, fetch) = U(4 * d_model), row_functions(d_model)
 
     @compiled
     def draw(state):  # type: ignore[no-untyped-def]
@@ -51,18 +47,16 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
         return state ^ (state << U(17))
 
     @inlined
-    def targets(word, state, base, noise, starts, nodes, bits, negative, outputs, labels, at):  # type: ignore[no-untyped-def]
-        """Rows of the output matrix that this word trains, with their labels, from `at` on."""
+    def targets(word, state, noise, starts, nodes, bits, negative, outputs, labels):  # type: ignore[no-untyped-def]
+        """Rows of the output matrix that this word trains, with their labels."""
         if hierarchical:
             first = starts[word]
             count = starts[word + U(1)] - first
             for q in range(count):
-                outputs[at + q] = nodes[first + q]
-                labels[at + q] = F(1) - F(bits[first + q])
-                fetch(base + U(nodes[first + q]) * row_bytes)
+                outputs[q] = nodes[first + q]
+                labels[q] = F(1) - F(bits[first + q])
             return count, state
-        outputs[at], labels[at] = word, F(1)
-        fetch(base + word * row_bytes)
+        outputs[0], labels[0] = word, F(1)
         count = 1
         size = U(len(noise))
         for _ in range(negative):
@@ -70,22 +64,28 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
             x = ((state >> U(32)) * size) >> U(32)
             entry = noise[x]
             x = x if (state & LOW) < (entry >> U(32)) else entry & LOW
-            outputs[at + count], labels[at + count] = x, F(0)
-            fetch(base + x * row_bytes)
+            outputs[count], labels[count] = x, F(0)
             count += x != word
         return count, state
 
     @inlined
-    def learn(h, new, base, outputs, labels, at, count, lr, error):  # type: ignore[no-untyped-def]
-        """One gradient step on −Σ log σ(±h·v), term by term: adds h's part to `new`, moves v."""
+    def learn(h, new, output, outputs, labels, count, lr, error):  # type: ignore[no-untyped-def]
+        """One gradient step on −Σ log σ(±h·v): adds h's part to `new`, writes the v's."""
         for q in range(count):
-            row = base + U(outputs[at + q]) * row_bytes
-            place = min(max((dot(h, row) + sixteen) * per_unit, F(0)), F(STEPS - 1))
+            row = U(outputs[q])
+            dot = F(0)
+            for k in range(d):
+                dot += h[U(k)] * output[row, U(k)]
+            place = min(max((dot + sixteen) * per_unit, F(0)), F(STEPS - 1))
             cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
             low = table[cell]
-            error[q] = labels[at + q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
-            add(new, error[q] * lr, row)
-            add(row, error[q] * lr, h)
+            error[q] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
+        for q in range(count):
+            row, step = U(outputs[q]), error[q] * lr
+            for k in range(d):
+                v = output[row, U(k)]
+                new[U(k)] += step * v
+                output[row, U(k)] = v + step * h[U(k)]
 
     @compiled
     def loss_of(error, count):  # type: ignore[no-untyped-def]
@@ -99,12 +99,8 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
         rows, inputs, output, keep, group_starts, groups, noise, starts, nodes, bits,
         window, negative, lr, state, buffer, outputs, labels,
     ):  # fmt: skip
+        h, new, old = np.empty(d, F), np.empty(d, F), np.empty(d, F)
         error = np.empty(len(outputs), F)
-        counts = np.empty(2 * window + 1, np.int64)
-        held = np.empty((3, d), F)
-        h = U(held.ctypes.data)
-        new, old = h + row_bytes, h + row_bytes + row_bytes
-        base, source = U(output.ctypes.data), U(inputs.ctypes.data)
         loss, looked, kept = 0.0, 0, 0
         position, end = 0, len(rows)
         while position < end:
@@ -128,22 +124,28 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                 if right - left < 2:
                     continue
                 look = i % LOSS_EVERY == 0
-                held[:] = F(0)
+                for k in range(d):
+                    h[U(k)] = F(0)
                 if cbow:
-                    count, state = targets(
-                        U(buffer[U(i)]), state, base, noise, starts, nodes, bits, negative,
-                        outputs, labels, 0,
-                    )  # fmt: skip
                     members = 0
                     for j in range(left, right):
                         if j == i:
                             continue
                         word = U(buffer[U(j)])
                         for g in range(group_starts[word], group_starts[word + U(1)]):
+                            row = U(groups[U(g)])
                             members += 1
-                            add(h, F(1), source + U(groups[U(g)]) * row_bytes)
-                    held[0] *= F(1) / F(members)
-                    learn(h, new, base, outputs, labels, 0, count, lr, error)
+                            for k in range(d):
+                                h[U(k)] += inputs[row, U(k)]
+                    scale = F(1) / F(members)
+                    for k in range(d):
+                        h[U(k)] *= scale
+                        new[U(k)] = F(0)
+                    count, state = targets(
+                        U(buffer[U(i)]), state, noise, starts, nodes, bits, negative,
+                        outputs, labels,
+                    )  # fmt: skip
+                    learn(h, new, output, outputs, labels, count, lr, error)
                     if look:
                         loss += loss_of(error, count)
                         looked += 1
@@ -152,39 +154,39 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                             continue
                         word = U(buffer[U(j)])
                         for g in range(group_starts[word], group_starts[word + U(1)]):
-                            add(source + U(groups[U(g)]) * row_bytes, F(1), new)
+                            row = U(groups[U(g)])
+                            for k in range(d):
+                                inputs[row, U(k)] += new[U(k)]
                 else:
-                    at = 0
-                    for j in range(left, right):
-                        counts[j - left] = 0
-                        if j != i:
-                            counts[j - left], state = targets(
-                                U(buffer[U(j)]), state, base, noise, starts, nodes, bits, negative,
-                                outputs, labels, at,
-                            )  # fmt: skip
-                        at += counts[j - left]
                     word = U(buffer[U(i)])
                     first, last = group_starts[word], group_starts[word + U(1)]
                     for g in range(first, last):
-                        add(h, F(1), source + U(groups[U(g)]) * row_bytes)
-                    held[0] *= F(1) / F(last - first)
-                    held[1] = held[0]
-                    held[2] = held[0]
-                    at = 0
-                    for place in range(right - left):
-                        count = counts[place]
-                        if not count:
+                        row = U(groups[U(g)])
+                        for k in range(d):
+                            h[U(k)] += inputs[row, U(k)]
+                    scale = F(1) / F(last - first)
+                    for k in range(d):
+                        h[U(k)] *= scale
+                        new[U(k)] = h[U(k)]
+                        old[U(k)] = h[U(k)]
+                    for j in range(left, right):
+                        if j == i:
                             continue
-                        learn(h, new, base, outputs, labels, at, count, lr, error)
-                        at += count
+                        count, state = targets(
+                            U(buffer[U(j)]), state, noise, starts, nodes, bits, negative,
+                            outputs, labels,
+                        )  # fmt: skip
+                        learn(h, new, output, outputs, labels, count, lr, error)
                         if look:
                             loss += loss_of(error, count)
                             looked += 1
                             look = False
-                        held[0] = held[1]
-                    add(h, F(-1), old)
+                        for k in range(d):
+                            h[U(k)] = new[U(k)]
                     for g in range(first, last):
-                        add(source + U(groups[U(g)]) * row_bytes, F(1), h)
+                        row = U(groups[U(g)])
+                        for k in range(d):
+                            inputs[row, U(k)] += h[U(k)] - old[U(k)]
         return loss, looked, kept
 
     return run

@@ -68,10 +68,12 @@ def train_words(
 
     Skip-gram: h is the middle word's vector and predicts each word of the window in turn. CBOW: h
     is the mean of the window's vectors and predicts the middle word; each of them then takes the
-    whole gradient of h. As in word2vec's released code, the terms of a sum come one after another.
-    A word's vector is the mean of the rows of its group (fastText: itself and its n-grams;
-    word2vec: only itself), and every one of them takes the whole gradient of the mean, as in
-    fastText's.
+    whole gradient of h, as in word2vec's released code. A word's vector is the mean of the rows of
+    its group (fastText: itself and its n-grams; word2vec: only itself), and every one of them takes
+    the whole gradient of the mean, as in fastText's.
+
+    The output rows move one after another; where noise draws a word twice, its second move starts
+    from the first.
 
     Args:
         rows: [N] words, or UNKNOWN, or BREAK.
@@ -113,14 +115,15 @@ def train_words(
     def learn(h: Floats, word: int, look: bool) -> Floats:
         """Updates the output rows; returns the step of h."""
         nonlocal loss, looked
+        which, labels = targets(word)
+        error = labels - 1 / (1 + np.exp(-(output[which] @ h)))
+        if look:
+            loss -= float(np.log(np.maximum(1e-6, 1 - np.abs(error))).sum())
+            looked += 1
         to_h = np.zeros_like(h)
-        for row, label in zip(*targets(word), strict=True):
-            error = label - 1 / (1 + np.exp(-(output[row] @ h)))
-            to_h += np.float32(lr) * error * output[row]
-            output[row] += np.float32(lr) * error * h
-            if look:
-                loss -= float(np.log(max(1e-6, 1 - abs(error))))
-        looked += look
+        for row, step in zip(which, np.float32(lr) * error, strict=True):
+            to_h += step * output[row]
+            output[row] += step * h
         return to_h
 
     for text in _texts(rows):
