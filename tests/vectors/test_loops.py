@@ -107,8 +107,8 @@ def arguments(arrays: list[np.ndarray], keep: np.ndarray, own: list[list[int]]) 
     tree = vocabulary().huffman()
     starts = np.cumsum([0, *map(len, own)])
     return [
-        rows(), *arrays, keep, starts, np.concatenate(own).astype(np.int32), vocabulary().noise(0.0),
-        tree.starts, tree.nodes, tree.bits, 3, 3,
+        rows(), *arrays, keep, starts, np.concatenate(own).astype(np.int32),
+        vocabulary().noise(0.0), tree.starts, tree.nodes, tree.bits, 3, 3,
     ]  # fmt: skip
 
 
