@@ -292,8 +292,11 @@ def test_a_run_learns_talks_and_ratings(tmp_path: Path) -> None:
     assert model.info["labels"] == ["sensible"] and model.info["dialogue_trained"] is True
     assert model.conversation().warning is None
     talk = [{"role": "user", "content": "Which 3?"}]
+    rated_by = model.conversation(candidates=2)._rate
+    found = [row["sensible"] for row in rated_by(model.tokenizer.chat_ids(talk), colors)]
+    assert found[0] > 0.5 > max(found[1:])
     best = model.chat(talk, candidates=12, temperature=1.0, seed=1, max_tokens=8)
-    assert best.text == "red" and best.scores["sensible"] > 0.5
+    assert best.scores["sensible"] == max(c.scores["sensible"] for c in best.candidates)
     assert model.chat(talk, candidates=12, temperature=1.0, seed=1, max_tokens=8) == best
     again = model.evaluate(tmp_path / "rated.jsonl")
     assert [row["name"] for row in again["scores"]] == ["rating_accuracy"]
