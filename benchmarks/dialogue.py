@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import common
 
-MINUTES = 3.2
+MINUTES = 3.0
 LONG = 25  # characters of a turn that two conversations do not share by chance
 KINDS = {"adversarial": "adversarial_negative_responses", "random": "random_negative_responses"}
 
@@ -79,13 +79,11 @@ def train(folder: Path, stage: str, minutes: float) -> None:
     settings: dict[str, Any] = {}
     if stage == "talk":
         data.append(common.SHARED_DATA / "sgd-dialogues" / "train.jsonl.gz")
-        settings |= {"tokenizer.vocab_size": 4096, "corpus.seq_len": 256, "model.d_model": 192,
-                     "model.n_layers": 4, "model.n_heads": 4, "model.dropout": 0.1}  # fmt: skip
+        settings |= {"tokenizer.vocab_size": 4096, "corpus.seq_len": 256}
     else:
         data.append(rated(folder))
         settings |= {"model.pretrained": str(folder / "talk"), "task.learn": "answers",
-                     "corpus.seq_len": 192, "training.epochs": 4, "training.lr": 5e-4,
-                     "model.dropout": 0.1}  # fmt: skip
+                     "corpus.seq_len": 192, "training.epochs": 4, "training.lr": 5e-4}  # fmt: skip
     ink.train(
         "lamda-dialogue", data=data, minutes=minutes, run=folder / stage, cache=folder / "cache",
         settings=settings, observer=observer(quiet=False),
