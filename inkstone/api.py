@@ -13,6 +13,7 @@ from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import foreign, hub, load_model
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
+from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
@@ -20,15 +21,12 @@ from inkstone.inference.config import SamplingConfig
 from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
 from inkstone.inference.grounding import Library
-from inkstone.inference.predict import Predictor, open_predictor
+from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
 from inkstone.inference.respond import Respondent
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
-from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
-from inkstone.vectors import formats
-from inkstone.vectors.table import Vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +103,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Any:
     where = devices.pick_device(device)
     about = path / "inkstone.json"
     info = read_json(about) if about.is_file() else {}
-    if info.get("task", LANGUAGE_MODELING) != LANGUAGE_MODELING:
+    if is_on_examples(info):
         predictor = open_predictor(path, where)
         return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
@@ -129,24 +127,6 @@ def import_model(
     foreign.import_model(file, to, tokenizer=tokenizer)
     model: LanguageModel = load(Path(to), device="cpu")
     return model
-
-
-def open_vectors(source: str | Path) -> Vectors:
-    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
-
-    Raises:
-        DataError: The file is damaged or of another format.
-        CheckpointError: The folder holds no word vectors.
-    """
-    if Path(source).is_file():
-        return formats.read(source)
-    path = find_model(Path(source))
-    if not is_vectors(path):
-        raise CheckpointError(
-            f"{source} holds no word vectors",
-            fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
-        )
-    return load_vectors(path)
 
 
 def find_model(folder: Path) -> Path:

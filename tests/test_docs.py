@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -45,11 +46,16 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with some text in `texts/`, where the page's commands leave what they make."""
+    """A place with `texts/`, labelled `news/` and translated `captions/`, for a page's commands."""
     (tmp_path / "texts").mkdir()
     for number in range(30):
         text = f"Document {number} tells of the number {number * number}. " * 20
         (tmp_path / "texts" / f"{number}.txt").write_text(text + str(number) * 40)
+    news = [{"text": f"The {w} won {n} to 0.", "label": w} for n in range(20) for w in ("cup", "law")]
+    captions = [{"en": f"{n} dogs run.", "de": f"{n} Hunde laufen."} for n in range(40)]
+    for name, rows in (("news", news), ("captions", captions)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path

@@ -252,7 +252,7 @@ def _sacrebleu(name: str) -> Callable[..., Score]:
         if resamples and len(given) > 1:
             metric = metrics.BLEU(tokenize=tokenizer) if name == "bleu" else metrics.CHRF()
             drawn = metric.corpus_score(list(found), [list(given)], n_bootstrap=resamples)
-            low, high = drawn._mean - drawn._ci, drawn._mean + drawn._ci
+            low, high = float(drawn._mean - drawn._ci), float(drawn._mean + drawn._ci)  # NumPy's
         return Score(name, result.score, low, high, f"sacrebleu: {signature}")
 
     return measured

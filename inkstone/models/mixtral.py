@@ -7,7 +7,7 @@ T time, N tokens, D d_model, X experts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class Config(llama.Config):
     balance: float = Field(
         default=0.001, ge=0.0, le=10.0, description="weight of the loss that spreads tokens evenly"
     )
+    qk_norm: Literal[False] = False  # the published network has none
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Config:
@@ -38,8 +39,6 @@ class Config(llama.Config):
             raise ValueError(
                 f"n_experts_used {self.n_experts_used} is more than n_experts {self.n_experts}"
             )
-        if self.qk_norm:
-            raise ValueError("mixtral has no norm on queries and keys: qk_norm must be false")
         return self
 
 

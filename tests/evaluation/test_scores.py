@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,9 @@ def test_texts_are_scored_as_sacrebleu_scores_them() -> None:
     assert bleu.value == pytest.approx(sacrebleu.corpus_bleu(found, [given]).score)
     assert chrf.value == pytest.approx(sacrebleu.corpus_chrf(found, [given]).score)
     assert "tok:13a" in bleu.definition and bleu.scale == 1.0
+    for row in (bleu, chrf):
+        assert json.loads(json.dumps(row.to_dict())) == row.to_dict()
+        assert row.low <= row.high
 
 
 def test_the_interval_is_that_of_a_share() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from inkstone import registry
 from inkstone.device import Machine
 from inkstone.errors import ModelError
 from inkstone.planning import constants as c
@@ -35,7 +36,14 @@ def flat(result: Plan) -> dict[str, Any]:
     return {x.key: x.value for x in result.choices}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+CAUSAL = [
+    name
+    for name in registry.names("models")
+    if getattr(registry.load("models", name), "KIND", "") == "causal"
+]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("minutes", [0.2, 3.0, 60.0, 1440.0])
 def test_every_setting_of_a_run_is_resolved_with_a_reason(family: str, minutes: float) -> None:
     result = plan({"training": {"minutes": minutes}, "model": {"family": family}})

@@ -1,0 +1,123 @@
+"""Every neural family as its recipe has it, at equal minutes on the same data, 2 threads.
+
+    python -m benchmarks.families [--only NAME ...] [--minutes MINUTES]
+
+Each row is one `inkstone train RECIPE --data …` from scratch: size, batch and rates are chosen by the
+program from data and time, so what differs is the family and what its recipe says. Decoders read
+WikiText-2 and are scored in bits per byte on held-out articles, beside a Kneser-Ney 5-gram;
+encoders learn AG News' topics from 5,000 labelled texts, beside a bag of words; encoder–decoders
+translate Multi30k, scored on its test of 2016 with beam search (4 beams). Rows of earlier calls are
+kept in benchmarks/out/families.json, so that the table can be made in pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the families of one kind learn.
+
+    Attributes:
+        data: In the folder of real data.
+        minutes: To train; 0 where the family is fitted at once.
+        recipes: Family → recipe.
+        settings: Beyond the recipe.
+    """
+
+    data: str
+    minutes: float
+    recipes: dict[str, str]
+    settings: tuple[str, ...] = ()
+
+
+JOBS = {
+    "decoders": Job(
+        "wikitext-2/train.txt.gz",
+        2.0,
+        {
+            "ngram": "ngram", "gpt2": "gpt-small", "llama": "llama-small",
+            "mixtral": "mixtral-small", "hashgram": "hashgram-small",
+        },
+        ("evaluation.samples=0", "evaluation.baselines=false"),
+    ),
+    "encoders": Job(
+        "ag-news",
+        1.5,
+        {
+            "bag_of_words": "agnews-bow", "bert": "agnews-bert", "roberta": "agnews-roberta",
+            "distilbert": "agnews-distilbert", "modernbert": "agnews-modernbert",
+        },
+    ),
+    "encoder-decoders": Job(
+        "multi30k-en-de",
+        2.5,
+        {
+            "transformer": "multi30k-transformer", "marian": "multi30k-marian",
+            "bart": "multi30k-bart", "t5": "multi30k-t5",
+        },
+    ),
+}  # fmt: skip
+FITTED = {"ngram", "bag_of_words"}
+
+
+def measure(kind: str, family: str, minutes: float | None) -> Row:
+    """Train one family and give its row."""
+    job = JOBS[kind]
+    time = [] if family in FITTED else [f"training.minutes={minutes or job.minutes}"]
+    settings = list(job.settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        command = [
+            sys.executable, "-m", "inkstone", "train", job.recipes[family], *time, *settings,
+            "--data", str(common.SHARED_DATA / job.data), "--run", str(run), "--quiet",
+        ]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": str(common.THREADS)}
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    row: Row = {"kind": kind, "family": family, "recipe": job.recipes[family]}
+    row |= {"parameters": result.get("parameters") or "", "steps": result.get("steps") or ""}
+    row["training (s)"] = float(result["time"]["training_s"])
+    return row | _scores(result)
+
+
+def _scores(result: dict[str, Any]) -> Row:
+    """The scores of a run's result that the table shows."""
+    scores = result["scores"]
+    if isinstance(scores, list):  # of a task
+        return {s["name"].replace("_", " "): float(s["value"]) for s in scores}
+    return {"bits per byte": float(scores["table"][0]["bits_per_byte"])}
+
+
+def main() -> None:
+    everything = {family: kind for kind, job in JOBS.items() for family in job.recipes}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", choices=[*everything, *JOBS], default=list(JOBS))
+    parser.add_argument("--minutes", type=float, help="instead of each table's own")
+    arguments = parser.parse_args()
+    kept = common.OUT / "families.json"
+    rows: dict[str, Row] = {}
+    if kept.is_file():
+        rows = {row["family"]: row for row in json.loads(kept.read_text("utf-8"))["rows"]}
+    for family, kind in everything.items():
+        if family in arguments.only or kind in arguments.only:
+            rows[family] = measure(kind, family, arguments.minutes)
+            ordered = [rows[name] for name in everything if name in rows]
+            common.report("families", ordered)
+
+
+if __name__ == "__main__":
+    main()
