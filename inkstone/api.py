@@ -13,25 +13,26 @@ from inkstone import device as devices
 from inkstone import pipeline
 from inkstone.checkpoint import foreign, hub, load_model
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
+from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
-from inkstone.inference.predict import Predictor, open_predictor
+from inkstone.inference.grounding import Library
+from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
+from inkstone.inference.respond import Respondent
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
-from inkstone.recipe import LANGUAGE_MODELING
 from inkstone.recipe import load as load_recipe
 from inkstone.text.config import TextConfig
-from inkstone.vectors import formats
-from inkstone.vectors.table import Vectors
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from inkstone.evaluation.few_shot import FewShotReport
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.tokenizers.tokenizer import Tokenizer
 
@@ -102,7 +103,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Any:
     where = devices.pick_device(device)
     about = path / "inkstone.json"
     info = read_json(about) if about.is_file() else {}
-    if info.get("task", LANGUAGE_MODELING) != LANGUAGE_MODELING:
+    if is_on_examples(info):
         predictor = open_predictor(path, where)
         return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
@@ -126,24 +127,6 @@ def import_model(
     foreign.import_model(file, to, tokenizer=tokenizer)
     model: LanguageModel = load(Path(to), device="cpu")
     return model
-
-
-def open_vectors(source: str | Path) -> Vectors:
-    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
-
-    Raises:
-        DataError: The file is damaged or of another format.
-        CheckpointError: The folder holds no word vectors.
-    """
-    if Path(source).is_file():
-        return formats.read(source)
-    path = find_model(Path(source))
-    if not is_vectors(path):
-        raise CheckpointError(
-            f"{source} holds no word vectors",
-            fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
-        )
-    return load_vectors(path)
 
 
 def find_model(folder: Path) -> Path:
@@ -220,7 +203,7 @@ class LanguageModel(TaskMethods):
             UsageError: It was trained for a task, not to continue text.
             ModelError: The model does not continue text.
         """
-        if self.predictor is not None:
+        if self.predictor is not None and self.kind != "causal":
             name = self.predictor.task.NAME
             raise UsageError(
                 f"{self.path} was trained for {name}, it does not continue text",
@@ -275,13 +258,52 @@ class LanguageModel(TaskMethods):
         chunks = self.generator.stream(prompt, SamplingConfig(**sampling))
         return (chunk.text for chunk in chunks if chunk.text)
 
-    def conversation(self, *, system: str | None = None) -> Conversation:
-        """A dialogue that remembers its turns."""
-        return Conversation(self.generator, self.info, system=system)
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        candidates: int = 1,
+        sources: str | Path | Library | None = None,
+        **choosing: Any,
+    ) -> Conversation:
+        """A dialogue that remembers its turns.
 
-    def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
-        """The reply to a list of {"role", "content"} messages."""
-        return self.conversation().reply(list(messages), SamplingConfig(**sampling))
+        Args:
+            system: Instructions ahead of the talk.
+            candidates: With more than one, so many answers are sampled and the best is said, by
+                the scores that the model has learned (`inference.respond`).
+            sources: A folder of text to look things up in; answers then cite it.
+            choosing: More of `inference.respond.Respondent`: safety, weights.
+
+        Raises:
+            UsageError: The model was taught no dialogue, but candidates or sources are asked for.
+        """
+        if candidates == 1 and sources is None and not choosing:
+            return Conversation(self.generator, self.info, system=system)
+        library = Library.open(sources) if isinstance(sources, str | Path) else sources
+        return Respondent(
+            self.generator, self.info, system=system, candidates=candidates, library=library,
+            **choosing,
+        )  # fmt: skip
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        candidates: int = 1,
+        sources: str | Path | Library | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """The reply to a list of {"role", "content"} messages.
+
+        Args:
+            messages: What was said so far.
+            candidates: As in `conversation`, like `sources`; the reply is then a `Response`, which
+                holds all candidates with their scores, and the citations.
+            sampling: Fields of `SamplingConfig`.
+        """
+        talk = self.conversation(candidates=candidates, sources=sources)
+        return talk.reply(list(messages), SamplingConfig(**sampling))
 
     def embed(
         self, texts: str | Sequence[str], *, batch_size: int = BATCH_SIZE
@@ -341,6 +363,41 @@ class LanguageModel(TaskMethods):
             stride=stride,
             text=self._text_config(),
         )
+
+    def few_shot(
+        self,
+        data: str | Path,
+        *,
+        shots: Sequence[int] = (0, 1, 8),
+        demonstrations: str | Path | None = None,
+        template: str | None = None,
+        labels: Sequence[str] = (),
+        limit: int | None = None,
+        **settings: Any,
+    ) -> list[FewShotReport]:
+        """Questions answered in context, with K solved examples before each; nothing is trained.
+
+        Args:
+            data: A table of questions, a .txt whose lines ask for their last word, or a folder
+                with a train… and a test… part.
+            shots: Each K.
+            demonstrations: Where the solved examples are drawn from; None: from the train… part of
+                the folder, or from the other questions.
+            template: The prompt, with {field} where a field's text goes; None takes a usual one.
+            labels: Names of the labels, in the order of their numbers.
+            limit: Ask so many questions at most, drawn by chance.
+            settings: Of `evaluation.few_shot.few_shot`: by, shared, seed, max_tokens, progress.
+
+        Raises:
+            DataError: The data holds no questions, or too few to draw from.
+        """
+        from inkstone.evaluation.few_shot import few_shot
+        from inkstone.evaluation.questions import Form, read_both, sample
+
+        generator = self.generator
+        questions, pool = read_both(Form(template, tuple(labels)), data, demonstrations)
+        asked = sample(questions, limit, settings.get("seed", 0))
+        return few_shot(generator, asked, pool or questions, shots=shots, **settings)
 
     def _text_config(self) -> TextConfig:
         """How the training files were read: the same field, the same documents."""

@@ -38,7 +38,7 @@ RECIPE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 LANGUAGE_MODELING = "language_modeling"
 PATHS = (
     ("data", "path"), ("data", "valid"), ("data", "test"), ("model", "pretrained"),
-    ("evaluation", "vectors"),
+    ("model", "embeddings"), ("evaluation", "vectors"),
 )  # fmt: skip
 
 
@@ -79,13 +79,15 @@ class TaskSection(Section):
 class ModelSection(Section):
     """The family, and any fields of that family's `Config`; planning fills what is left out.
 
-    `pretrained` is a model folder whose tokenizer and weights a task begins with.
+    `pretrained` is a model folder whose tokenizer and weights a task begins with; `embeddings` are
+    word vectors (a run, a folder or a file) that the token embedding of a new model begins with.
     """
 
     model_config = ConfigDict(extra="allow")
 
     family: str = "llama"
     pretrained: str | None = Field(default=None, min_length=1)
+    embeddings: str | None = Field(default=None, min_length=1)
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from inkstone.errors import RunError
 from inkstone.files import complete_lines, write_atomic
 
 LANGUAGE_MODEL, EXAMPLES = "report.html.jinja", "report_examples.html.jinja"
+PRETRAINING = "report_pretraining.html.jinja"
 WIDTH, HEIGHT = 760, 320  # of the curve's drawing
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # its margins
 MAX_POINTS = 400  # of one line; more cannot be seen
@@ -54,7 +55,8 @@ def write(run: Path) -> Path:
     )
     environment.filters["number"] = number
     environment.filters["clock"] = clock
-    template = environment.get_template(EXAMPLES if facts["task"] else LANGUAGE_MODEL)
+    plain = PRETRAINING if facts["objective"] else LANGUAGE_MODEL
+    template = environment.get_template(EXAMPLES if facts["task"] else plain)
     size = {"w": WIDTH, "h": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     page = template.render(**facts, size=size, version=__version__)
     path = run / "report.html"
@@ -90,6 +92,7 @@ def gather(run: Path) -> dict[str, Any]:
     return {
         "name": run.resolve().name,
         "task": data.get("task"),
+        "objective": data.get("objective"),
         "unit": data.get("unit", "token"),
         "run": str(run),
         "recipe": recipe.read_text(encoding="utf-8"),

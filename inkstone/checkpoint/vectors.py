@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from inkstone import __version__
@@ -19,13 +20,14 @@ from inkstone.checkpoint.tensors import read_header, read_tensor, write_tensors
 from inkstone.errors import CheckpointError, ModelError
 from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
 from inkstone.tokenizers.tokenizer import Tokenizer
+from inkstone.tokenizers.words import word_names
+from inkstone.vectors import formats
 from inkstone.vectors.subwords import NGrams
 from inkstone.vectors.table import Vectors
 
 PREFIX = "inkstone_"  # of config.json's model_type
 WEIGHTS, WORDS = "vectors.safetensors", "words.json"
 MAX_WORDS_BYTES = 1 << 31
-FAMILIES = ("word2vec", "glove", "fasttext")
 
 
 def save_vectors(
@@ -107,13 +109,43 @@ def load_vectors(folder: Path | str) -> Vectors:
         raise CheckpointError(f"{folder}: {error.message}") from error
 
 
+def open_vectors(source: Path | str) -> Vectors:
+    """Word vectors of a run or a model folder, or of a word2vec or GloVe file.
+
+    Raises:
+        DataError: The file is damaged or of another format.
+        CheckpointError: The folder holds no word vectors.
+    """
+    path = Path(source)
+    return formats.read(path) if path.is_file() else load_vectors(_folder_of(path))
+
+
+def find_files(source: Path | str) -> list[Path]:
+    """The files whose bytes are the vectors of `source`; errors as of `open_vectors`."""
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    folder = _folder_of(path)
+    return [folder / WEIGHTS, folder / WORDS]
+
+
+def _folder_of(source: Path) -> Path:
+    for folder in (source, source / "model"):
+        if is_vectors(folder):
+            return folder
+    raise CheckpointError(
+        f"{source} holds no word vectors",
+        fix="train them: inkstone train word2vec-text8 --data FOLDER --run runs/words",
+    )
+
+
 def initialize_embedding(model: Any, tokenizer: Tokenizer, vectors: Vectors) -> int:
     """Put word vectors into the rows of a model's token embedding, in place.
 
-    A token takes the vector of the word that it spells: with the space before it left out, as it
-    stands or in lower case. Rows that find no word stay as they were; those that do are scaled to
-    the spread that the embedding was initialised with, so that its later layers see what they
-    expect.
+    A token takes the vector of the word that it is (`tokenizers.words`), as it stands or in lower
+    case; from n-grams (fastText) any token of letters has one. Rows that find no word stay as they
+    were; those that do are scaled to the spread that the embedding was initialised with, so that
+    the layers above see what they expect.
 
     Args:
         model: Its `param_groups()["embedding"]` holds the token embedding, [vocab_size, D].
@@ -124,45 +156,58 @@ def initialize_embedding(model: Any, tokenizer: Tokenizer, vectors: Vectors) -> 
         How many tokens found their word.
 
     Raises:
-        ModelError: The vectors are of another length, or the model has no token embedding.
+        ModelError: The vectors are of another length, the model has no token embedding, or no token
+            is a word that has a vector.
     """
-    weight = _token_embedding(model, tokenizer.vocab_size)
-    if weight.shape[1] != vectors.d_model:
+    weight = _token_embedding(model)
+    check_size(vectors, weight.shape[1])
+    found = {
+        token: vector
+        for token, name in enumerate(word_names(tokenizer))
+        if name and (vector := _vector(vectors, name)) is not None
+    }
+    if not found:
         raise ModelError(
-            f"vectors of {vectors.d_model} numbers do not fit an embedding of {weight.shape[1]}",
-            fix=f"set model.d_model={vectors.d_model}, or train vectors of {weight.shape[1]}",
+            f"none of the {len(vectors):,} words with a vector is a token of the model",
+            fix="train the vectors on text of the same language, cut into words",
         )
-    tokens, rows = [], []
-    for token in range(tokenizer.vocab_size):
-        if token in tokenizer.special_ids:
-            continue
-        try:
-            text = tokenizer.token_bytes(token).decode("utf-8").strip()
-        except UnicodeDecodeError:
-            continue  # part of a character
-        row = vectors.row.get(text, vectors.row.get(text.lower()))
-        if row is not None:
-            tokens.append(token)
-            rows.append(row)
-    if tokens:
-        chosen = torch.from_numpy(vectors.matrix[rows])
-        with torch.no_grad():
-            spread = weight[: tokenizer.vocab_size].float().std()
-            if not spread > 0:
-                spread = torch.tensor(0.02)
-            chosen = chosen * (spread.cpu() / chosen.std().clamp_min(1e-12))
-            index = torch.tensor(tokens, device=weight.device)
-            weight[index] = chosen.to(weight.device, weight.dtype)
-    return len(tokens)
+    chosen = torch.from_numpy(np.stack(list(found.values())))
+    with torch.no_grad():
+        spread = weight[: tokenizer.vocab_size].float().std().cpu()
+        spread = spread if spread > 0 else torch.tensor(0.02)
+        chosen = chosen * (spread / chosen.square().mean().sqrt().clamp_min(1e-12))
+        index = torch.tensor(list(found), device=weight.device)
+        weight[index] = chosen.to(weight.device, weight.dtype)
+    return len(found)
 
 
-def _token_embedding(model: Any, vocab_size: int) -> torch.Tensor:
-    groups = model.param_groups()
-    for parameter in groups.get("embedding", ()):
-        if parameter.ndim == 2 and len(parameter) >= vocab_size:
+def check_size(vectors: Vectors, d_model: int) -> None:
+    """Whether the vectors fit an embedding of `d_model` numbers.
+
+    Raises:
+        ModelError: They do not.
+    """
+    if vectors.d_model != d_model:
+        raise ModelError(
+            f"vectors of {vectors.d_model} numbers do not fit an embedding of {d_model}",
+            fix=f"set model.d_model={vectors.d_model}, or train vectors of {d_model}",
+        )
+
+
+def _vector(vectors: Vectors, name: str) -> npt.NDArray[np.float32] | None:
+    for word in (name, name.lower()):
+        if word in vectors or (name.isalpha() and vectors.ngrams and vectors.ngrams.of(word)):
+            return vectors[word]
+    return None
+
+
+def _token_embedding(model: Any) -> torch.Tensor:
+    size = model.config.vocab_size
+    for parameter in model.param_groups().get("embedding", ()):
+        if len(parameter) == size:  # the first: tokens come before positions
             weight: torch.Tensor = parameter
             return weight
-    raise ModelError(f"the model has no embedding of {vocab_size:,} tokens")
+    raise ModelError(f"the model has no embedding of {size:,} tokens")
 
 
 def _ngrams(config: Mapping[str, Any], folder: Path) -> NGrams | None:

@@ -11,6 +11,9 @@ from inkstone.cli import options
 EXTRAS = {  # extra: (modules, what they bring)
     "data": (("pyarrow", "ftfy"), "Parquet files, mojibake repair"),
     "web": (("trafilatura",), "main text of web pages"),
+    "zh": (("jieba",), "Chinese text cut into words"),
+    "eval": (("sacrebleu", "sklearn"), "BLEU and chrF, bags of words"),
+    "vectors": (("numba",), "word vectors trained by compiled loops"),
     "track": (("tensorboard",), "TensorBoard logs"),
 }
 

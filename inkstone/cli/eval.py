@@ -22,13 +22,37 @@ def command(
         int | None,
         typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
     ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(help="Ask in context, with so many solved examples before each: 0,1,8."),
+    ] = None,
+    demonstrations: Annotated[
+        str | None, typer.Option(help="Where --shots draws its solved examples from.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help='The prompt of --shots: "{text}\\nTopic:"')
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the labels for --shots, by number: ham,spam")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="What decides between options: tokens, sum or answer.")
+    ] = "tokens",
+    shared: Annotated[
+        bool, typer.Option(help="The same solved examples before every question; faster.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many questions at most.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what --shots and --limit draw.")] = 0,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Measure a model on data that it has not seen.
 
     Perplexity and bits per byte of a text, the scores of a task on labelled examples, or what word
-    vectors know of analogies and similarities.
+    vectors know of analogies and similarities. With --shots, how well a language model answers
+    questions that it was never trained on, with solved examples in its prompt:
+
+    inkstone eval runs/gpt --data sms-spam/ --shots 0,1,8 --labels ham,spam
 
     The rule that they were computed by is printed with them.
     """
@@ -45,6 +69,15 @@ def command(
         from inkstone.evaluation.vectors import evaluate
 
         print_test(evaluate(model, data), json=json)
+        return
+    if shots is not None:
+        from inkstone.cli.few_shot import print_reports
+
+        names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+        print_reports(
+            model, data, shots, json=json, demonstrations=demonstrations, labels=names, by=by,
+            template=template, shared=shared, limit=limit, seed=seed,
+        )  # fmt: skip
         return
     if model.predictor is not None:
         if stride is not None:

@@ -94,6 +94,8 @@ def summary(result: dict[str, Any]) -> str:
         from inkstone.cli.vectors import summary as vectors_summary
 
         return vectors_summary(result)
+    if result.get("kind") == "pretraining":
+        return summary_of_pretraining(result)
     run = result["run"]
     lines = ["", f"{'held-out text':34} {'bits/byte':>9}  {'perplexity':>10}"]
     for row in result["scores"]["table"]:
@@ -134,6 +136,35 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary_of_pretraining(result: dict[str, Any]) -> str:
+    """The end of a run by an objective of encoders or encoder-decoders."""
+    run, time, unit = result["run"], result["time"], result["unit"]
+    table = result["scores"]["table"]
+    lines = ["", f"{'held-out text':34} {'accuracy':>9}  {'perplexity':>10}"]
+    for row in table:
+        lines.append(f"  {row['name']:32} {row['accuracy']:>9.1%}  {row['perplexity']:>10,.2f}")
+    for name in (n for n in (table or [{}])[0] if n.endswith("_accuracy")):
+        lines.append(f"  {name.replace('_', ' '):32} {table[0][name]:>9.1%}")
+    lines.append(f"  {result['scores']['rule']}")
+    for sample in result["samples"]:
+        lines += ["", f"» {printable(sample['prompt'])}", f"  {printable(sample['text'])}"]
+    marks = {"masked_language_modeling": "[MASK]", "span_corruption": "<extra_id_0>"}
+    mark = marks.get(result["objective"], "<mask>")
+    lines += [
+        "",
+        f"{result['family']}, {result['parameters']:,} parameters, {result['steps']:,} steps, "
+        f"{result['tokens']:,} {unit}s; trained {clock(time['training_s'])} "
+        f"(planned {clock(time['planned_training_s'])}), in all {clock(time['total_s'])}",
+        f"model   {run}/model        a Hugging Face folder",
+        f"report  {run}/report.html",
+        "",
+        "next",
+        f'  inkstone run {run} "This is a {mark} text."',
+        f"  inkstone train RECIPE --data LABELLED model.pretrained={run}",
+    ]
+    return "\n".join(lines)
+
+
 def summary_of_examples(result: dict[str, Any]) -> str:
     """The end of a run on labelled examples."""
     run, time = result["run"], result["time"]
@@ -147,11 +178,18 @@ def summary_of_examples(result: dict[str, Any]) -> str:
         f"report  {run}/report.html        scores by label, the worst mistakes",
         "",
         "next",
-        f'  inkstone run {run} "…"',
-        f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl",
+        *_use(run, result["task"]),
         f"  inkstone eval {run} --data OTHER.jsonl",
     ]
     return "\n".join(lines)
+
+
+def _use(run: str, task: str) -> list[str]:
+    """Commands that use a finished task."""
+    if task == "dialogue":
+        return [f"  inkstone chat {run}"]
+    more = f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl"
+    return [f'  inkstone run {run} "…"', more]
 
 
 def score_lines(result: dict[str, Any]) -> list[str]:

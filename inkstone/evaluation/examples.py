@@ -132,15 +132,12 @@ def calibration(sure: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
 
 
 def baseline(task: Any, examples: Iterable[Any]) -> dict[str, Any] | None:
-    """What the simplest answer scores: always the most frequent label, or the source unchanged."""
+    """What the task's simplest answers score: the most frequent label, or the source unchanged."""
     held = list(examples)
-    if not task.labels:
-        name, found = "the source, unchanged", [example.source for example in held]
-    elif task.counts:
-        top = max(task.counts, key=lambda label: (task.counts[label], label))
-        name, found = f"always {top!r}", [task.always(top, example) for example in held]
-    else:
+    simplest = task.simplest(held)
+    if simplest is None:
         return None
+    name, found = simplest
     rows = scores.score(task, found, [task.given(x) for x in held], resamples=0)
     return {"name": name, **{row.name: row.value for row in rows}}
 

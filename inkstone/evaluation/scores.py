@@ -7,6 +7,7 @@ values are the interval. It says what other test examples could have given, not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Score:
     @property
     def scale(self) -> float:
         """What makes it a number from 0 to 100."""
-        return 1.0 if self.name in TEXT_METRICS else 100.0
+        return 1.0 if self.name in (*TEXT_METRICS, "perplexity") else 100.0
 
     @property
     def shown(self) -> str:
@@ -88,6 +89,8 @@ def score(
             continue
         definition, prepare = METRICS[name]
         value = prepare(task, found, given)
+        if value is None:  # these examples hold nothing of the kind
+            continue
         values = [value(w) for w in draws] or [value(np.ones(len(given)))]
         low, high = np.percentile(values, [2.5, 97.5])
         text = definition.format(positive=getattr(task, "positive", ""))
@@ -98,8 +101,8 @@ def score(
 def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
     """The scores alone, quickly: for looks during training. Those that need a text are left out."""
     ones = np.ones(len(given))
-    names = [name for name in task.metrics if name in METRICS]
-    return {name: METRICS[name][1](task, found, given)(ones) for name in names}
+    prepared = {n: METRICS[n][1](task, found, given) for n in task.metrics if n in METRICS}
+    return {name: value(ones) for name, value in prepared.items() if value is not None}
 
 
 def _draw(n: int, seed: int, number: int) -> Weights:
@@ -195,13 +198,40 @@ def _ratio(right: Weights, found: Weights, given: Weights) -> Valued:
     return value
 
 
-METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued]]] = {
+# --- dialogue ------------------------------------------------------------------------------------
+
+
+def _perplexity(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued | None:
+    """Of the examples whose answer is (nats, tokens)."""
+    pairs = [f if isinstance(f, tuple) else (0.0, 0) for f in found]
+    nats, tokens = (np.array(column, np.float64) for column in zip(*pairs, strict=True))
+    if not tokens.any():
+        return None
+
+    def value(w: Weights) -> float:
+        return math.exp(min(700.0, float(w @ nats) / max(1.0, float(w @ tokens))))
+
+    return value
+
+
+def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued | None:
+    """Of the examples whose answer is yes or no."""
+    rated = np.array([g is not None for g in given], np.float64)
+    right = np.array([f == g for f, g in zip(found, given, strict=True)], np.float64) * rated
+    if not rated.any():
+        return None
+    return lambda w: float(w @ right) / max(1.0, float(w @ rated))
+
+
+METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
     "macro_f1": ("unweighted mean of the F1 of every label", _any_macro_f1),
     "micro_f1": ("F1 over all labels of all examples together", _micro_f1),
     "exact_match": ("share of examples with exactly the right set of labels", _exact_match),
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
+    "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
+    "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 

@@ -3,7 +3,8 @@
 Analogies (Mikolov et al. 2013a, section 4): "a b c d" asks for d, given a, b and c; the answer is
 the nearest word to b − a + c that is none of the three. Similarity: Spearman's rank correlation
 between people's scores of word pairs and cosines. Rules as in Gensim: words are compared without
-case, the most frequent spelling counts, and questions with an unknown word are left out.
+case, what is asked means the most frequent spelling, any spelling answers, and questions with an
+unknown word are left out.
 """
 
 from __future__ import annotations
@@ -187,19 +188,19 @@ def _answered(
 ) -> npt.NDArray[np.bool_]:
     """[Q] whether the nearest word that is not asked with is the right one."""
     right = np.zeros(len(questions), np.bool_)
-    spellings = np.ones(len(vectors.unit[:restrict]), np.bool_)
-    spellings[list(row.values())] = False  # rarer spellings of a word are no answers
+    first = np.array([row[_fold(word)] for word in vectors.words[:restrict]], np.int64)
+    rarer = np.flatnonzero(first != np.arange(len(first)))  # other spellings of a word
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         a, b, c, d = questions[start : start + QUESTIONS_AT_ONCE].T
         unit = vectors.unit
         scores = vectors.scores(
             np.stack([unit[b], unit[c]], axis=1), unit[a][:, None], method=method, restrict=restrict
         )
-        scores[:, spellings] = -np.inf
         every = np.arange(len(a))
         for given in (a, b, c):
             scores[every, given] = -np.inf
-        right[start : start + len(a)] = scores.argmax(axis=1) == d
+            scores[:, rarer] = np.where(first[rarer] == given[:, None], -np.inf, scores[:, rarer])
+        right[start : start + len(a)] = first[scores.argmax(axis=1)] == d
     return right
 
 

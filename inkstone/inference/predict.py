@@ -26,6 +26,7 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 EXAMPLES_AT_ONCE = 1024  # held in memory, sorted by length
 TOKENS_AT_ONCE = 8192  # of one forward pass
 LONGER, EXTRA = 2, 16  # a text that is written has at most LONGER · source + EXTRA tokens
+PLAIN = "language_modeling"
 FITTED = frozenset({"linear", "markov"})  # kinds of model that read text, not ids
 E = TypeVar("E")
 P = TypeVar("P")
@@ -92,7 +93,9 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def connect(task: Task[E, P], tokenizer: Tokenizer | None) -> None:
-    """Give a task that writes text the search and the tokenizer that it writes with."""
+    """Give a task the tokenizer, and one that writes text the search that it writes with."""
+    if tokenizer is not None:
+        task.connect(tokenizer)
     if tokenizer is not None and "seq2seq" in task.HEADS:
         eos_id, config = tokenizer.eos_id, task.config
 
@@ -140,6 +143,18 @@ def open_predictor(folder: Path, device: torch.device | str = "cpu") -> Predicto
     return Predictor(
         task, model, kind, tokenizer, min(most, length) if isinstance(length, int) else most
     )
+
+
+def is_on_examples(info: dict[str, Any]) -> bool:
+    """Whether a model folder remembers a task, rather than an objective on plain text.
+
+    Raises:
+        UnknownNameError: The task is not known here.
+    """
+    name = info.get("task")
+    if name is None:
+        return False
+    return not hasattr(registry.load("tasks", str(name)), "Objective") and name != PLAIN
 
 
 def task_from(info: dict[str, Any], where: str) -> Task[Any, Any]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from inkstone.models import _base, transformer
 
 KIND = "seq2seq"
+START = "eos"  # what its decoder begins with when it is pre-trained
 HF_MODEL_TYPES = ("bart",)
 
 

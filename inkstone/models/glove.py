@@ -137,6 +137,10 @@ class Model(Trainer):
         both = self.arrays["w"][:, :d] + self.arrays["c"][:, :d]
         return Vectors(self.vocabulary.words, both, counts=self.vocabulary.counts)
 
+    def lr(self, chunk: int) -> float:
+        """AdaGrad's; the same for all chunks."""
+        return self.config.lr
+
     def compile(self) -> None:
         if self.fast:
             self._train(self._pairs.records[:0])

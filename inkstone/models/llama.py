@@ -24,7 +24,7 @@ from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import RMSNorm
-from inkstone.nn.rope import Rope, rotate
+from inkstone.nn.rope import Rope, Stretch, rotate
 
 KIND = "causal"
 HF_MODEL_TYPES = ("llama", "mistral", "qwen3")
@@ -42,6 +42,10 @@ class Config(Section):
     head_dim: int = Field(default=0, ge=0, le=4096, description="0: d_model / n_heads")
     d_ff: int = Field(default=0, ge=0, le=1 << 20, description="0: 8/3 · d_model")
     rope_theta: float = Field(default=10000.0, gt=0.0)
+    rope_factor: float = Field(default=1.0, ge=1.0, description="1: none; Llama 3.1's stretch")
+    rope_low: float = Field(default=1.0, gt=0.0, description="turns of the slowest pairs")
+    rope_high: float = Field(default=4.0, gt=0.0, description="turns of pairs that keep their pace")
+    rope_length: int = Field(default=8192, ge=1, le=1 << 24, description="before it was stretched")
     norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
     qk_norm: bool = False
     sliding_window: int | None = Field(default=None, ge=1)
@@ -73,33 +77,80 @@ class Config(Section):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
+        if self.rope_low >= self.rope_high:
+            raise ValueError(f"rope_low {self.rope_low} is not below rope_high {self.rope_high}")
         return self
+
+    @property
+    def stretch(self) -> Stretch | None:
+        """How the rotary positions are stretched."""
+        if self.rope_factor == 1.0:
+            return None
+        return Stretch(self.rope_factor, self.rope_low, self.rope_high, self.rope_length)
 
 
 def _published(**shape: Any) -> Config:
     return Config(**{"tied_head": False, **shape})
 
 
+def _first(**shape: Any) -> Config:
+    return _published(norm_eps=1e-6, **shape)
+
+
+def _llama3_1(**shape: Any) -> Config:
+    given: dict[str, Any] = {
+        "vocab_size": 128256,
+        "max_seq_len": 131072,
+        "n_kv_heads": 8,
+        "rope_theta": 500000.0,
+    }
+    return _published(**{**given, "rope_factor": 32.0, **shape})
+
+
+def _qwen3(**shape: Any) -> Config:
+    given: dict[str, Any] = {
+        "vocab_size": 151936,
+        "max_seq_len": 40960,
+        "n_kv_heads": 8,
+        "head_dim": 128,
+    }
+    given |= {"rope_theta": 1e6, "norm_eps": 1e-6, "qk_norm": True, "tied_head": True}
+    return Config(**{**given, **shape})
+
+
 PRESETS = {
+    "llama-7b": _first(d_model=4096, n_layers=32, n_heads=32, d_ff=11008),
+    "llama-13b": _first(d_model=5120, n_layers=40, n_heads=40, d_ff=13824),
+    "llama-30b": _first(d_model=6656, n_layers=60, n_heads=52, d_ff=17920),
+    "llama-65b": _first(d_model=8192, n_layers=80, n_heads=64, d_ff=22016),
     "llama-2-7b": _published(
         max_seq_len=4096, d_model=4096, n_layers=32, n_heads=32, d_ff=11008
     ),
     "llama-2-13b": _published(
         max_seq_len=4096, d_model=5120, n_layers=40, n_heads=40, d_ff=13824
     ),
+    "llama-2-70b": _published(
+        max_seq_len=4096, d_model=8192, n_layers=80, n_heads=64, n_kv_heads=8, d_ff=28672
+    ),
     "llama-3-8b": _published(
         vocab_size=128256, max_seq_len=8192, d_model=4096, n_layers=32, n_heads=32,
         n_kv_heads=8, d_ff=14336, rope_theta=500000.0,
     ),
+    "llama-3-70b": _published(
+        vocab_size=128256, max_seq_len=8192, d_model=8192, n_layers=80, n_heads=64,
+        n_kv_heads=8, d_ff=28672, rope_theta=500000.0,
+    ),
+    "llama-3.1-8b": _llama3_1(d_model=4096, n_layers=32, n_heads=32, d_ff=14336, rope_factor=8.0),
+    "llama-3.2-1b": _llama3_1(d_model=2048, n_layers=16, n_heads=32, d_ff=8192, tied_head=True),
+    "llama-3.2-3b": _llama3_1(d_model=3072, n_layers=28, n_heads=24, d_ff=8192, tied_head=True),
     "mistral-7b": _published(
         max_seq_len=32768, d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14336,
         sliding_window=4096,
     ),
-    "qwen3-0.6b": _published(
-        vocab_size=151936, max_seq_len=40960, d_model=1024, n_layers=28, n_heads=16,
-        n_kv_heads=8, head_dim=128, d_ff=3072, rope_theta=1e6, norm_eps=1e-6, qk_norm=True,
-        tied_head=True,
-    ),
+    "qwen3-0.6b": _qwen3(d_model=1024, n_layers=28, n_heads=16, d_ff=3072),
+    "qwen3-1.7b": _qwen3(d_model=2048, n_layers=28, n_heads=16, d_ff=6144),
+    "qwen3-4b": _qwen3(d_model=2560, n_layers=36, n_heads=32, d_ff=9728),
+    "qwen3-8b": _qwen3(d_model=4096, n_layers=36, n_heads=32, d_ff=12288, tied_head=False),
     "tinyllama-1.1b": _published(
         d_model=2048, n_layers=22, n_heads=32, n_kv_heads=4, d_ff=5632
     ),
@@ -175,7 +226,7 @@ class Model(Decoder):
         self.blocks = nn.ModuleList(self.new_block() for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab_size)
-        self.rope = Rope(config.head_dim, config.rope_theta, config.max_seq_len)
+        self.rope = Rope(config.head_dim, config.rope_theta, config.max_seq_len, config.stretch)
         self.init()
 
     def new_block(self) -> Block:
@@ -293,7 +344,7 @@ def to_hf_config(config: Config) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": _rope(config),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -320,6 +371,34 @@ def to_hf_config(config: Config) -> dict[str, Any]:
     return hf
 
 
+def _rope(config: Config) -> dict[str, Any]:
+    if config.stretch is None:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {
+        "rope_type": "llama3",
+        "rope_theta": config.rope_theta,
+        "factor": config.rope_factor,
+        "low_freq_factor": config.rope_low,
+        "high_freq_factor": config.rope_high,
+        "original_max_position_embeddings": config.rope_length,
+    }
+
+
+def _stretch(rope: dict[str, Any]) -> dict[str, Any]:
+    """Our fields from their description of rotary positions."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {}
+    if kind != "llama3":
+        raise ModelError(f"config.json: rope type {kind!r} is not supported for llama")
+    return {
+        "rope_factor": rope["factor"],
+        "rope_low": rope["low_freq_factor"],
+        "rope_high": rope["high_freq_factor"],
+        "rope_length": rope["original_max_position_embeddings"],
+    }
+
+
 def from_hf_config(hf: dict[str, Any]) -> Config:
     """Our shape from their `config.json`.
 
@@ -332,9 +411,6 @@ def from_hf_config(hf: dict[str, Any]) -> Config:
         if hf.get(key, value) != value:
             raise ModelError(f"config.json: {key} = {hf[key]!r} is not supported for llama")
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise ModelError(f"config.json: rope type {rope_type!r} is not supported for llama")
     window = hf.get("sliding_window") if kind in ("mistral", "qwen3") else None
     if kind == "qwen3":
         layers = set(hf.get("layer_types") or ["full_attention"])
@@ -355,6 +431,7 @@ def from_hf_config(hf: dict[str, Any]) -> Config:
         head_dim=hf.get("head_dim") or (128 if kind == "qwen3" else 0),
         d_ff=hf.get("intermediate_size", 11008),
         rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
+        **_stretch(rope),
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         qk_norm=kind == "qwen3",
         sliding_window=window,

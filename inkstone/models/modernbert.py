@@ -28,6 +28,7 @@ from inkstone.nn.packing import Packing
 from inkstone.nn.rope import Rope, rotate
 
 KIND = "encoder"
+TOKENIZER = "bpe"  # what it was published with
 HF_MODEL_TYPES = ("modernbert",)
 
 

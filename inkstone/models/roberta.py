@@ -17,6 +17,7 @@ from inkstone.models._weights import Weight
 from inkstone.models.bert import both
 
 KIND = "encoder"
+TOKENIZER = "bpe"  # what it was published with
 HF_MODEL_TYPES = ("roberta",)
 
 

@@ -81,6 +81,9 @@ PRESETS = {
     "t5-11b": Config(d_model=1024, n_layers=24, n_heads=128, head_dim=128, d_ff=65536),
     "t5-v1.1-small": _v1_1(n_layers=8, n_heads=6, d_ff=1024),
     "t5-v1.1-base": _v1_1(d_model=768, n_layers=12, n_heads=12, d_ff=2048),
+    "t5-v1.1-large": _v1_1(d_model=1024, n_layers=24, n_heads=16, d_ff=2816),
+    "t5-v1.1-xl": _v1_1(d_model=2048, n_layers=24, n_heads=32, d_ff=5120),
+    "t5-v1.1-xxl": _v1_1(d_model=4096, n_layers=24, n_heads=64, d_ff=10240),
 }
 
 

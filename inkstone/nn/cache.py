@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -92,6 +94,15 @@ class KVCache:
         self.keys[layer][:, :, new] = keys
         self.values[layer][:, :, new] = values
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+
+    def take(self, rows: Tensor) -> KVCache:
+        """A separate cache whose row i is a copy of row `rows[i]`: many answers to one context."""
+        other = copy.copy(self)
+        in_place = len(rows) == self.batch  # `reorder` then writes into what it is given
+        other.keys = [old.clone() if in_place else old for old in self.keys]
+        other.values = [old.clone() if in_place else old for old in self.values]
+        other.reorder(rows)
+        return other
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was: beams, or (fewer rows) dropping finished ones."""

@@ -6,12 +6,37 @@ Llama checkpoints of Hugging Face; pair i turns by position · base^(−2i / hea
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 ROWS_AT_START = 2048  # the tables grow on demand; a long max_seq_len costs nothing until used
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Slower turns of the slow pairs, for a context longer than the one trained on (Llama 3.1).
+
+    Attributes:
+        factor: What the slowest pairs' turns are divided by.
+        low: Pairs that turn fewer than this many times in `length` are the slowest.
+        high: Pairs that turn more often than this keep their pace; those between are blended.
+        length: Tokens of the context before.
+    """
+
+    factor: float
+    low: float
+    high: float
+    length: int
+
+    def apply(self, turn: Tensor) -> Tensor:
+        """Angles a position [E/2] → the stretched ones."""
+        turns = self.length * turn / (2 * math.pi)
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return turn * (kept + (1 - kept) / self.factor)
 
 
 class Rope(nn.Module):
@@ -21,13 +46,17 @@ class Rope(nn.Module):
         head_dim: E, even.
         base: θ of the source; larger turns slower.
         max_seq_len: Positions beyond this are never asked for.
+        stretch: For a context that was made longer after training.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, base: float, max_seq_len: int) -> None:
+    def __init__(
+        self, head_dim: int, base: float, max_seq_len: int, stretch: Stretch | None = None
+    ) -> None:
         super().__init__()
+        self.stretch = stretch
         self.head_dim, self.base, self.max_seq_len = head_dim, base, max_seq_len
         # A model that is laid out on the meta device, to be filled later, needs real tables.
         here = torch.get_default_device()
@@ -42,6 +71,7 @@ class Rope(nn.Module):
         device = self.cos.device
         pairs = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
         turn = self.base ** (-pairs / self.head_dim)
+        turn = turn if self.stretch is None else self.stretch.apply(turn)
         angle = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * turn
         self.cos, self.sin = angle.cos(), angle.sin()
 

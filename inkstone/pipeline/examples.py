@@ -25,8 +25,8 @@ from inkstone.evaluation import scores
 from inkstone.files import sha256
 from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
 from inkstone.models._base import adopt
+from inkstone.pipeline import embeddings, folder
 from inkstone.pipeline import examples_data as data
-from inkstone.pipeline import folder
 from inkstone.pipeline.examples_finish import finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.stages import StageCache
@@ -99,7 +99,7 @@ class Prepared:
         hashes = {name: sha256(path) for name, path in parts.items()}
         if self.tokenizer is not None and self.table is not None:
             hashes |= {"tokenizer": self.tokenizer.fingerprint(), "ids": self.table.fingerprint}
-        return hashes
+        return hashes | embeddings.hashes(self.recipe)
 
 
 def train(recipe: Recipe, session: Session, header: str) -> dict[str, Any]:
@@ -173,6 +173,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     """Everything ahead of planning, or what earlier runs left of it."""
     plan = Plan()
     pretrained = Path(recipe.model.pretrained) if recipe.model.pretrained else None
+    recipe = embeddings.plan_size(recipe, plan)
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = data.gather(recipe, session.cache)
@@ -344,6 +345,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     if prepared.pretrained is not None:
         pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
         adopt(model, pretrained)
+    embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
     info = provenance(prepared, length)
@@ -417,6 +419,8 @@ def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
         remembered["data"][key] = [Path(p).name for p in paths]
     if prepared.pretrained is not None:
         remembered["model"]["pretrained"] = prepared.pretrained.name
+    if prepared.recipe.model.embeddings is not None:
+        remembered["model"]["embeddings"] = Path(prepared.recipe.model.embeddings).name
     return {
         **prepared.task.info(),
         "family": prepared.recipe.model.family,

@@ -28,6 +28,7 @@ from inkstone.text.log import ReadLog
 from inkstone.text.table import find_tables, read_table
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.tokenizer import Tokenizer
+from inkstone.tokenizers.train import SPECIALS
 from inkstone.tokenizers.train import train as train_tokenizer
 
 PARTS = ("train", "valid", "test")
@@ -219,7 +220,7 @@ def _write_part(
                 log.bad(error)
                 continue
             file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-            text = "\0".join(task.texts(example)).encode("utf-8", "surrogatepass")
+            text = "\0".join(task.together(example)).encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(text, digest_size=8, key=seed).digest()
             places.append(int.from_bytes(digest, "little"))
             if len(places) % PROGRESS_EXAMPLES == 0:
@@ -257,9 +258,11 @@ def tokenizer_for(examples: Examples, config: TokenizerConfig, cache: StageCache
     """Train a tokenizer on the training examples, or take the one of an earlier run."""
     settings = config.model_dump(mode="json")
     key = key_of("tokenizer", code_hash("tokenizers"), examples.key, settings)
+    specials = (*SPECIALS, *examples.task.SPECIALS)
 
     def build(out: Path) -> str:
-        train_tokenizer(_texts(examples), config, progress=cache.observer.progress).save(out)
+        progress = cache.observer.progress
+        train_tokenizer(_texts(examples), config, specials=specials, progress=progress).save(out)
         return _describe(out)
 
     return Tokenizer.load(cache.get("tokenizer", key, build, _describe))

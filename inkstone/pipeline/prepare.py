@@ -15,6 +15,8 @@ from inkstone.corpora.prepare import prepare as encode
 from inkstone.corpora.shards import Corpus
 from inkstone.errors import DataError, UsageError
 from inkstone.files import sha256
+from inkstone.pipeline import embeddings
+from inkstone.pipeline.objective import choose_tokenizer
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.stages import StageCache, code_hash, key_of
 from inkstone.planning.auto import plan_vocabulary
@@ -25,6 +27,7 @@ from inkstone.text.clean import TextStatistics, clean, content_hash
 from inkstone.text.embedded import python_prose
 from inkstone.text.store import DocumentStore
 from inkstone.text.words import write_words
+from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.tokenizers.train import train as train_tokenizer
 
@@ -77,6 +80,7 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
     """
     data = _gather(recipe, cache)
     plan = Plan()
+    recipe = embeddings.plan_size(recipe, plan)
     documents, text_key = _clean(data, recipe, cache)
     statistics = _statistics(documents)
     if _undivided(recipe, statistics):
@@ -93,9 +97,10 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
     if recipe.words.active:
         documents, text_key = _words(recipe, cache, documents, text_key)
     store = DocumentStore(documents / "train")
+    recipe, roles = choose_tokenizer(recipe, plan)
     plan.choices += _plan_vocabulary(recipe, store, statistics, device).choices
     recipe = recipe.with_values(plan.values())
-    tokenizer_folder = _tokenizer(recipe, cache, store, text_key)
+    tokenizer_folder = _tokenizer(recipe, cache, store, text_key, roles)
     tokenizer = Tokenizer.load(tokenizer_folder)
     shards = _tokens(recipe, cache, documents, tokenizer, text_key)
     valid = Corpus(shards / "valid") if (shards / "valid").is_dir() else None
@@ -103,6 +108,7 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
     hashes = {"text": text_key, "tokenizer": tokenizer.fingerprint(), "train": train.fingerprint}
     if valid is not None:
         hashes["valid"] = valid.fingerprint
+    hashes |= embeddings.hashes(recipe)
     return Prepared(recipe, plan, statistics, tokenizer, train, valid, documents, hashes)
 
 
@@ -200,12 +206,18 @@ def _plan_vocabulary(
     return plan_vocabulary(facts, recipe.tokenizer.kind, given, minutes, device)
 
 
-def _tokenizer(recipe: Recipe, cache: StageCache, store: DocumentStore, text_key: str) -> Path:
+def _tokenizer(
+    recipe: Recipe, cache: StageCache, store: DocumentStore, text_key: str, roles: Roles | None
+) -> Path:
     config = recipe.tokenizer
-    key = key_of("tokenizer", code_hash("tokenizers"), text_key, config.model_dump(mode="json"))
+    specials = () if roles is None else (roles.specials,)
+    key = key_of(
+        "tokenizer", code_hash("tokenizers"), text_key, config.model_dump(mode="json"), *specials
+    )
 
     def build(out: Path) -> str:
-        tokenizer = train_tokenizer(_training_text(store), config, progress=cache.observer.progress)
+        progress = cache.observer.progress
+        tokenizer = train_tokenizer(_training_text(store), config, roles=roles, progress=progress)
         tokenizer.save(out)
         return _describe_tokenizer(out)
 

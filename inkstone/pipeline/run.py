@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inkstone import __version__, registry
 from inkstone import device as devices
@@ -15,7 +17,15 @@ from inkstone.checkpoint import save_model
 from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
-from inkstone.pipeline import counting, examples, folder, vectors
+from inkstone.pipeline import (
+    counting,
+    embeddings,
+    examples,
+    folder,
+    objective,
+    pretraining,
+    vectors,
+)
 from inkstone.pipeline.finish import finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
@@ -23,8 +33,10 @@ from inkstone.pipeline.stages import StageCache, cache_folder
 from inkstone.pipeline.timing import StepTimer, build_model
 from inkstone.planning.auto import plan_run
 from inkstone.planning.plan import Plan
-from inkstone.recipe import LANGUAGE_MODELING, Recipe
+from inkstone.recipe import Recipe
 from inkstone.tasks import language_modeling
+from inkstone.tasks._objective import Objective
+from inkstone.training.data import Stream
 from inkstone.training.loop import Trainer, TrainingInterrupted, TrainingResult
 
 __all__ = ["TrainingInterrupted", "resume", "train"]
@@ -56,7 +68,7 @@ def train(
         TrainingInterrupted: A signal ended training after a durable checkpoint.
     """
     observer = observer or Observer()
-    on_examples = recipe.task.name != LANGUAGE_MODELING
+    on_examples = objective.on_examples(recipe)
     kind = "" if on_examples else _kind(recipe)
     if kind == "vectors":
         return vectors.train(recipe, run, cache=cache, observer=observer)
@@ -96,6 +108,7 @@ def train(
             "hashes": prepared.hashes,
             "statistics": prepared.statistics.to_dict(),
             "line": prepared.statistics.line(),
+            **objective.description(recipe),
         },
         plan={
             "choices": [asdict(x) for x in choices],
@@ -124,7 +137,7 @@ def resume(
     if result:
         observer.note(f"{run} is finished; nothing is left to do")
         return result
-    on_examples = recipe.task.name != LANGUAGE_MODELING
+    on_examples = objective.on_examples(recipe)
     kind = "" if on_examples else _kind(recipe)
     if kind == "vectors":
         return vectors.resume(run, recipe, record, cache=cache, observer=observer)
@@ -169,10 +182,13 @@ def _kind(recipe: Recipe) -> str:
         UsageError: One that does not learn from plain text.
     """
     kind = str(registry.load("models", recipe.model.family).KIND)
+    if objective.module_of(recipe) is not None:
+        return kind
     if kind not in ("causal", "ngram", "vectors"):
         raise UsageError(
             f"model.family = {recipe.model.family!r} does not learn to continue text",
-            fix="it learns from labelled examples: name a task, such as task.name=classification",
+            fix="name what it learns: task.name=masked_language_modeling, span_corruption or "
+            "denoising; or a task on labelled examples, such as task.name=classification",
         )
     return kind
 
@@ -181,12 +197,16 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
     recipe = prepared.recipe
     given = recipe.to_dict(only_given=True)
     dtype = devices.training_dtype(where, recipe.training.precision)
+    make = objective.maker(recipe, prepared.tokenizer)
+    family = registry.load("models", recipe.model.family)
     return plan_run(
         prepared.facts,
         machine,
         given,
         precision="bf16" if dtype == torch.bfloat16 else "fp32",
-        time_step=StepTimer(recipe.model.family, where),
+        time_step=StepTimer(recipe.model.family, where, make=make),
+        fixed=make and objective.fixed_fields(recipe, make(recipe.corpus.seq_len or 64)),
+        flops=make and (lambda config, length: make(length).flops_per_token(family, config)),
     )
 
 
@@ -204,30 +224,67 @@ def _train_and_finish(
     torch.manual_seed(recipe.training.seed)
     assert recipe.training.tokens_per_step and recipe.corpus.seq_len
     model = build_model(recipe.model.family, recipe.model.fields, recipe.training.precision, where)
+    embeddings.begin(model, recipe, prepared.tokenizer, run, observer)
     info = provenance(recipe, prepared)
+    make = objective.maker(recipe, prepared.tokenizer)
+    chosen = make and make(recipe.corpus.seq_len)
+    lessons = _lessons(recipe, prepared, model, chosen)
+    if chosen is not None:
+        observer.unit = f"{chosen.UNIT}s"
     trainer = Trainer(
         model,
-        BatchStream(
-            prepared.train,
-            batch_size=max(1, recipe.training.tokens_per_step // recipe.corpus.seq_len),
-            seq_len=recipe.corpus.seq_len,
-            seed=recipe.corpus.seed,
-            mask_documents=recipe.corpus.mask_documents,
-        ),
+        lessons.stream,
         recipe.training,
         run,
         save_model=lambda out: save_model(out, model, prepared.tokenizer, info=info),
-        evaluate=_scorer(model, prepared, recipe),
+        evaluate=lessons.evaluate,
         hooks=[Relay(observer)],
+        loss=lessons.loss,
         fingerprint={k: v for k, v in prepared.hashes.items() if k != "text"}
-        | {"inkstone": __version__},
-        flops_per_token=training_flops(recipe),
+        | {"inkstone": __version__}
+        | lessons.fingerprint,
+        flops_per_token=lessons.flops_per_target,
         peak_flops=machine.matmul_gflops[recipe.training.precision] * 1e9,
     )
     result = trainer.run()
     observer.training_ended()
     observer.stage_done("train", _training_summary(result), time.monotonic() - started)
+    if chosen is not None:
+        return pretraining.finish(
+            chosen, recipe, prepared, run, where, result, info, observer, began
+        )
     return finish(recipe, prepared, run, machine, where, result, info, observer, began)
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """What the training loop gets from the task."""
+
+    stream: Stream
+    loss: Callable[[Any, Any], tuple[Tensor, int]]
+    evaluate: Callable[[], dict[str, float]] | None
+    flops_per_target: float
+    fingerprint: dict[str, str]
+
+
+def _lessons(recipe: Recipe, prepared: Prepared, model: Any, chosen: Objective | None) -> _Lessons:
+    """By the objective, or to continue text where there is none."""
+    tokens, seq_len, corpus = recipe.training.tokens_per_step, recipe.corpus.seq_len, recipe.corpus
+    assert tokens and seq_len
+    if chosen is not None:
+        return _Lessons(
+            chosen.stream(prepared.train, tokens=tokens, seed=corpus.seed),
+            chosen.loss,
+            objective.scorer(chosen, model, prepared.valid, recipe.evaluation.live_tokens),
+            objective.training_flops(chosen, recipe),
+            {"task": recipe.task.model_dump_json()},
+        )
+    stream = BatchStream(
+        prepared.train, batch_size=max(1, tokens // seq_len), seq_len=seq_len, seed=corpus.seed,
+        mask_documents=corpus.mask_documents,
+    )  # fmt: skip
+    evaluate = _scorer(model, prepared, recipe)
+    return _Lessons(stream, language_modeling.loss, evaluate, training_flops(recipe), {})
 
 
 def training_flops(recipe: Recipe) -> float:
@@ -242,8 +299,11 @@ def provenance(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     remembered = recipe.to_dict()
     if paths := remembered.get("data", {}).get("path"):
         remembered["data"]["path"] = [Path(p).name for p in paths]
+    if recipe.model.embeddings is not None:
+        remembered["model"]["embeddings"] = Path(recipe.model.embeddings).name
     return {
-        "task": "language_modeling",
+        "task": recipe.task.name,
+        **({"task_settings": recipe.task.fields} if recipe.task.fields else {}),
         "dialogue_trained": False,
         "recipe": remembered,
         "data": {"hashes": prepared.hashes, "statistics": prepared.statistics.to_dict()},
@@ -278,7 +338,8 @@ def _training_summary(result: TrainingResult) -> str:
 def _compare(then: dict[str, str], now: dict[str, str], run: Path) -> None:
     """What training reads must be the same; other text that gives the same tokens is no change."""
     names = {"text": "the text or its cleaning", "tokenizer": "the tokenizer",
-             "train": "the tokens", "valid": "the held-out tokens"}  # fmt: skip
+             "train": "the tokens", "valid": "the held-out tokens",
+             "embeddings": "the word vectors"}  # fmt: skip
     changed = [k for k in sorted(then) if then[k] != now.get(k)]
     if set(changed) - {"text"}:
         listed = ", ".join(names.get(k, k) for k in changed)

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from inkstone import device as devices
 from inkstone.errors import UsageError
+from inkstone.inference.fill import Filled, fill_mask, write
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
 from inkstone.tasks import classification, tagging, translation
@@ -16,8 +17,10 @@ from inkstone.tasks._base import Task
 from inkstone.tasks.classification import Classification
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
+from inkstone.tokenizers.tokenizer import Tokenizer
 
-VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate"}
+VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
+         "dialogue": "chat"}  # fmt: skip
 
 
 class TaskMethods:
@@ -26,12 +29,14 @@ class TaskMethods:
     Attributes:
         path: The folder the model came from.
         model: The network.
+        tokenizer: None where the folder has none.
         info: The contents of inkstone.json.
         predictor: The task that the model was trained for, where that has labelled examples.
     """
 
     path: Path
     model: Any
+    tokenizer: Tokenizer | None
     info: dict[str, Any]
     predictor: Predictor[Any, Any] | None
 
@@ -101,12 +106,51 @@ class TaskMethods:
             return self._predict("translation", [translation.Example(text)])[0]
         return self._predict("translation", [translation.Example(x) for x in text])
 
+    @overload
+    def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...
+
+    @overload
+    def fill_mask(self, text: Sequence[str], *, top: int = 5) -> list[Filled]: ...
+
+    def fill_mask(self, text: str | Sequence[str], *, top: int = 5) -> Filled | list[Filled]:
+        """A text, or several, with the likeliest words in its hidden places.
+
+        Args:
+            text: With [MASK] where an encoder is to say a word; with <extra_id_0>, <extra_id_1>, …
+                or <mask> where an encoder-decoder is to write.
+            top: Words for each [MASK].
+
+        Raises:
+            UsageError: The model was pre-trained otherwise, or a text has nothing hidden.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer, so text cannot be read")
+        if getattr(self.model.config, "head", None) in ("mlm", "pretraining"):
+            found = fill_mask(self.model, self.tokenizer, texts, top=top)
+        elif self._repairs:
+            found = write(self.model, self.tokenizer, texts)
+        else:
+            raise UsageError(
+                f"{self.path} was not trained to fill in what is hidden",
+                fix="train a model that is: inkstone train bert-small-mlm --data FOLDER",
+            )
+        return found[0] if isinstance(text, str) else found
+
+    @property
+    def _repairs(self) -> bool:
+        """Whether it is an encoder-decoder that was pre-trained on damaged text."""
+        return self.predictor is None and hasattr(self.model, "encode")
+
     def predict(self, texts: Sequence[str]) -> list[Any]:
-        """What the model's task makes of plain texts.
+        """What the model's task makes of plain texts: for one that was pre-trained, `fill_mask`.
 
         Raises:
             UsageError: The model was trained for no task with labelled examples.
         """
+        fills = getattr(getattr(self.model, "config", None), "head", None) in ("mlm", "pretraining")
+        if self.predictor is None and (fills or self._repairs):
+            return self.fill_mask(list(texts))
         task = self._task()
         return self._predict(task.NAME, [task.example(text) for text in texts])
 

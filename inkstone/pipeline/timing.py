@@ -13,6 +13,7 @@ from inkstone import registry
 from inkstone.corpora.batches import Batch
 from inkstone.planning.constants import TIMING_SECONDS
 from inkstone.tasks import language_modeling
+from inkstone.tasks._objective import Objective
 from inkstone.training.config import TrainingConfig
 from inkstone.training.optim import Optimizers
 
@@ -67,10 +68,17 @@ class StepTimer:
         family: Of the model.
         device: Where training will run.
         seconds: Spent on each candidate, after one step to warm up.
+        make: Row length → the objective; None for language modelling.
     """
 
-    def __init__(self, family: str, device: torch.device, seconds: float = TIMING_SECONDS) -> None:
-        self.family, self.device, self.seconds = family, device, seconds
+    def __init__(
+        self,
+        family: str,
+        device: torch.device,
+        seconds: float = TIMING_SECONDS,
+        make: Callable[[int], Objective] | None = None,
+    ) -> None:
+        self.family, self.device, self.seconds, self.make = family, device, seconds, make
 
     def __call__(self, fields: Mapping[str, Any], step: Mapping[str, Any]) -> float:
         """Seconds of one step, the median of what fits in the time.
@@ -84,15 +92,20 @@ class StepTimer:
         rows = step["tokens_per_step"] // step["seq_len"]
         config = TrainingConfig(optimizer=step["optimizer"], max_steps=1)
         optimizers = Optimizers(model, config)
-        shape = (rows, step["seq_len"])
-        tokens = torch.randint(model.config.vocab_size, shape, device=self.device)
-        batch = Batch(tokens, tokens)
+        batch: Any
+        if self.make is None:
+            shape = (rows, step["seq_len"])
+            tokens = torch.randint(model.config.vocab_size, shape, device=self.device)
+            batch, loss_of = Batch(tokens, tokens), language_modeling.loss
+        else:
+            objective = self.make(step["seq_len"])
+            batch, loss_of = objective.example(rows).to(self.device), objective.loss
         times: list[float] = []
         began = time.perf_counter()
         while not times or time.perf_counter() - began < self.seconds:
             start = time.perf_counter()
             for part in batch.split(step["micro_batch_size"]):
-                loss, count = language_modeling.loss(model, part)
+                loss, count = loss_of(model, part)
                 (loss / count).backward()
             optimizers.step(1e-9)
             if self.device.type == "cuda":

@@ -30,6 +30,7 @@ from inkstone.pipeline.stages import StageCache, cache_folder, code_hash, key_of
 from inkstone.planning.plan import Choice
 from inkstone.recipe import Recipe
 from inkstone.tokenizers.tokenizer import Tokenizer
+from inkstone.tokenizers.words import word_names
 from inkstone.training.lock import run_lock
 from inkstone.training.log import JsonLog, StepInfo
 from inkstone.training.signals import Signals, TrainingInterrupted
@@ -150,17 +151,17 @@ def _trainer(recipe: Recipe, prepared: Prepared, stages: StageCache) -> Trainer:
 def _vocabulary(
     corpus: Corpus, tokenizer: Tokenizer, config: Any
 ) -> tuple[Vocabulary, npt.NDArray[np.int32]]:
-    """The tokenizer's tokens by frequency, without control tokens."""
+    """The tokenizer's words by frequency, without control tokens."""
     size = corpus.manifest.vocab_size
     counts = np.zeros(size, np.int64)
     for start in range(0, corpus.n_tokens, COUNT_TOKENS):
         ids = corpus.tokens(start, min(start + COUNT_TOKENS, corpus.n_tokens))
         counts += np.bincount(ids, minlength=size)
-    names = [tokenizer.backend.id_to_token(i) or "" for i in range(size)]
+    names = word_names(tokenizer)
     nameless = [i for i, name in enumerate(names) if not name]
     return choose(
         names, counts, min_count=config.min_count, max_words=config.max_words,
-        excluded=[*tokenizer.special_ids, *nameless],
+        excluded=nameless,
     )  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def _advance(recipe: Recipe, trainer: Trainer, run: Path, observer: Observer) ->
             step=done,
             max_steps=trainer.total,
             loss=loss,
-            lr=getattr(trainer, "lr", lambda _: recipe.model.fields.get("lr", math.nan))(done),
+            lr=trainer.lr(done),
             grad_norm=math.nan,
             tokens=units,
             tokens_per_s=rate,

@@ -26,6 +26,8 @@ from inkstone.planning.plan import Choice, CorpusFacts, Plan, Shape, count, size
 
 StepTimer = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 """(model config, training settings) → measured seconds of one whole step."""
+Flops = Callable[[Any, int], float]
+"""(model config, row length) → operations of a forward pass for each token of a row."""
 
 
 def plan_vocabulary(
@@ -67,6 +69,8 @@ def plan_run(
     *,
     precision: str,
     time_step: StepTimer | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    flops: Flops | None = None,
 ) -> Plan:
     """Choose everything between the tokens and the first step.
 
@@ -76,11 +80,13 @@ def plan_run(
         given: The recipe's own values by section: they stand.
         precision: "bf16" or "fp32", as `device.training_dtype` found.
         time_step: Times one real step of a candidate, to correct the first guess.
+        fixed: What the objective needs in the model's `Config`; None for language modelling.
+        flops: Of the objective; None for language modelling.
 
     Raises:
         ModelError: The given model settings cannot be combined.
     """
-    return _Planner(facts, machine, given, precision, time_step).plan()
+    return _Planner(facts, machine, given, precision, time_step, fixed, flops).plan()
 
 
 class _Planner:
@@ -93,12 +99,17 @@ class _Planner:
         given: Mapping[str, Mapping[str, Any]],
         precision: str,
         time_step: StepTimer | None,
+        fixed: Mapping[str, Any] | None = None,
+        flops: Flops | None = None,
     ) -> None:
+        self.fixed, self.flops = dict(fixed or {}), flops
+        self.epochs_useful = c.EPOCHS_USEFUL if fixed is None else c.EPOCHS_CORRUPTED
         self.facts, self.machine, self.precision = facts, machine, precision
         self.time_step = time_step
         self.given = {section: dict(values) for section, values in given.items()}
         self.model = dict(self.given.get("model", {}))
         self.family = str(self.model.pop("family", "llama"))
+        self.model.pop("embeddings", None)
         self.room = registry.load("models", self.family)
         self.result = Plan()
         self.peak_gflops = machine.matmul_gflops.get(precision, machine.peak_gflops)
@@ -189,7 +200,7 @@ class _Planner:
         vocab, context = self.facts.vocab_size, self.seq_len
         fields = self.room.Config.model_fields
         result, problem = [], ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             width = int(self.model.get("d_model", d_model))
             head_dim = 32 if width < c.NARROW else c.HEAD_DIM
             heads = max(1, width // head_dim)
@@ -201,6 +212,9 @@ class _Planner:
                 wanted["n_kv_heads"] = heads // 4
             if "qk_norm" in fields and fields["qk_norm"].annotation is bool:  # mixtral has none
                 wanted["qk_norm"] = True
+            if "head_dim" in fields:
+                wanted["head_dim"] = head_dim
+            wanted |= self.fixed
             settings = {**{k: v for k, v in wanted.items() if k in fields}, **self.model}
             try:
                 config = self.room.Config(**settings)
@@ -220,7 +234,8 @@ class _Planner:
 
     def _flops(self, config: Any) -> float:
         """Operations of training on one token: three times the forward pass (Kaplan et al.)."""
-        return 3.0 * float(self.room.flops_per_token(config, self.seq_len))
+        flops = self.flops or self.room.flops_per_token
+        return 3.0 * float(flops(config, self.seq_len))
 
     def _outcome(self, shape: Shape, step_s: float | None) -> tuple[float, float, float]:
         """Expected loss, tokens seen, and seconds a step, of one candidate."""
@@ -251,7 +266,7 @@ class _Planner:
             tokens = self.minutes * 60 * rate / (shape.step_flops * self.speed)
         else:
             tokens = (self.max_steps or 1) * 8192.0
-        tokens = min(tokens, c.EPOCHS_USEFUL * max(self.facts.train_tokens, 1))
+        tokens = min(tokens, self.epochs_useful * max(self.facts.train_tokens, 1))
         wanted = _power_of_two(tokens / c.STEPS_WANTED)
         wanted = min(c.TOKENS_PER_STEP_MAX, max(c.TOKENS_PER_STEP_MIN, wanted))
         return max(1, wanted // self.seq_len) * self.seq_len
@@ -288,6 +303,7 @@ class _Planner:
             "qk_norm": "keeps attention stable at high learning rates",
             "vocab_size": "the tokenizer's",
             "max_seq_len": "the context that it is trained on",
+            **dict.fromkeys(self.fixed, "what the objective needs"),
         }
         for key, value in shape.config.items():
             if key in reasons:
@@ -326,14 +342,14 @@ class _Planner:
         unique = max(1, self.facts.train_tokens)
         epochs = tokens / unique
         per_step = tokens / self.steps
-        if limit == "minutes" and epochs > c.EPOCHS_USEFUL and not self.max_steps:
-            most = max(c.STEPS_MIN, math.ceil(c.EPOCHS_USEFUL * unique / per_step))
+        if limit == "minutes" and epochs > self.epochs_useful and not self.max_steps:
+            most = max(c.STEPS_MIN, math.ceil(self.epochs_useful * unique / per_step))
             if most < self.steps:
                 self.steps = most
                 self._choose(
                     "training.max_steps", most,
                     f"ends before the time is up: reading so little text more than "
-                    f"{c.EPOCHS_USEFUL:.0f} times buys nothing; more text would",
+                    f"{self.epochs_useful:.0f} times buys nothing; more text would",
                 )  # fmt: skip
         every = max(c.STEPS_BETWEEN_EVALUATIONS, self.steps // c.EVALUATIONS)
         self._choose("training.eval_every", every, f"about {c.EVALUATIONS} looks at held-out text")

@@ -18,6 +18,7 @@ PARAMETERS_PER_TOKEN = 1.0  # of the unique text; beyond that a parameter is sur
 SURPLUS_WORTH = 5.31  # R*_N: the same for surplus parameters
 EPOCHS_LIKE_NEW = 4.0  # up to here repetition is almost as good as new text (same paper, section 6)
 EPOCHS_USEFUL = 16.0  # beyond here it buys next to nothing (same paper, figure 5)
+EPOCHS_CORRUPTED = 40.0  # where each pass hides other words (Devlin et al. 2019, appendix A.2)
 
 # --- How fast a step is --------------------------------------------------------------------------
 # Share of the measured matmul peak that a step of width d reaches before it has been timed:

@@ -22,11 +22,16 @@ TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 
 # Passes over the examples after which more buy little: from scratch, and from pretrained weights
 # (Devlin et al. 2019, appendix A.3: 2 to 4).
-EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8)}
+EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8),
+          "dialogue": (10, 3)}  # fmt: skip
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
 STEPS_WANTED = 1000  # a small table gets smaller steps rather than fewer
-LARGEST = {"encoder": 256, "seq2seq": 512}  # d_model; from scratch, a wider one overfits a table
+LARGEST = {
+    "encoder": 256,
+    "seq2seq": 512,
+    "causal": 512,
+}  # d_model; from scratch, a wider one overfits a table
 LENGTH_SHARE = 0.98  # of the examples fit whole
 LONGEST = 512
 FINE_TUNING_LR = 5e-5 * 768  # over d_model: 5e-5 for BERT-base, more for narrower models
@@ -123,6 +128,7 @@ class _Planner:
         model = dict(self.given.get("model", {}))
         self.family = str(model.pop("family"))
         model.pop("pretrained", None)
+        model.pop("embeddings", None)
         self.model = model
         self.room = registry.load("models", self.family)
         self.seq_len = int(self.given["corpus"]["seq_len"])
@@ -255,16 +261,17 @@ class _Planner:
 
     def _candidates(self) -> list[Shape]:
         fields = self.room.Config.model_fields
+        deepest = getattr(self.room, "DEEPEST", 1024)  # recurrent layers are few and wide
         found: list[Shape] = []
         problem = ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             if d_model > LARGEST.get(self.facts.kind, 256):
                 continue
             width = int(self.model.get("d_model", d_model))
             heads = max(1, width // (32 if width < c.NARROW else c.HEAD_DIM))
             wanted = {
-                "n_layers": n_layers, "d_model": d_model, "n_heads": heads, "hidden_size": d_model,
-                "n_decoder_layers": n_layers, "max_seq_len": self.seq_len,
+                "n_layers": min(n_layers, deepest), "d_model": d_model, "n_heads": heads,
+                "hidden_size": d_model, "n_decoder_layers": n_layers, "max_seq_len": self.seq_len,
                 "dropout": 0.1 if self.facts.kind == "seq2seq" else 0.2,
             }  # fmt: skip
             settings = {

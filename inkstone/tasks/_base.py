@@ -23,6 +23,7 @@ from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value, listed, text_of
 from inkstone.text.table import Record
+from inkstone.tokenizers.tokenizer import Tokenizer
 
 MAX_LABELS = 10_000
 Row = dict[str, Any]
@@ -67,6 +68,7 @@ class Task(ABC, Generic[E, P]):
     FIELDS: ClassVar[tuple[str, ...]]  # settings that name a needed field
     LABELS: ClassVar[str] = ""  # the setting that names the field of the labels, if there are any
     LENGTHS: ClassVar[tuple[str, ...]] = ("ids",)  # columns that are padded apart
+    SPECIALS: ClassVar[tuple[str, ...]] = ()  # control tokens that it needs besides the usual ones
 
     def __init__(
         self,
@@ -104,6 +106,10 @@ class Task(ABC, Generic[E, P]):
     @abstractmethod
     def texts(self, example: E) -> Iterable[str]:
         """The text that a tokenizer is trained on."""
+
+    def together(self, example: E) -> Iterable[str]:
+        """The text that may not stand on both sides of a split."""
+        return self.texts(example)
 
     def answers(self, example: E) -> Iterable[str]:
         """The labels of an example."""
@@ -170,6 +176,13 @@ class Task(ABC, Generic[E, P]):
         """The answer that knows one label only, as `found` gives it."""
         return label
 
+    def simplest(self, examples: Sequence[E]) -> tuple[str, list[Any]] | None:
+        """What the simplest answers are called, and they as `found` gives them; None if unknown."""
+        if not self.counts:
+            return None
+        top = max(self.counts, key=lambda label: (self.counts[label], label))
+        return f"always {top!r}", [self.always(top, example) for example in examples]
+
     # --- models that are fitted at once, not trained step by step --------------------------------
 
     def fit(self, model: Any, examples: Sequence[E]) -> None:
@@ -181,6 +194,9 @@ class Task(ABC, Generic[E, P]):
         raise AssertionError(f"{self.NAME} knows no model that is fitted")
 
     # --- shared parts ----------------------------------------------------------------------------
+
+    def connect(self, tokenizer: Tokenizer) -> None:
+        """Told the model's tokenizer, ahead of training and of use."""
 
     def learn(self, examples: Iterable[E]) -> Task[E, P]:
         """The same task with the labels (and the alphabet) of the training examples.

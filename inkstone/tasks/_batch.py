@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,18 +58,18 @@ class TokenBatch:
         }  # fmt: skip
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
-    def split(self, rows: int) -> Iterator[TokenBatch]:
+    def split(self, rows: int) -> Iterator[Self]:
         """Micro-batches of at most `rows` rows."""
         for start in range(0, len(self), rows):
             yield self._map(lambda tensor, part=slice(start, start + rows): tensor[part])
 
-    def to(self, device: torch.device | str) -> TokenBatch:
+    def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def _map(self, change: Any) -> TokenBatch:
+    def _map(self, change: Any) -> Self:
         fields = {name: value for name, value in vars(self).items() if value is not None}
-        return TokenBatch(**{name: change(value) for name, value in fields.items()})
+        return type(self)(**{name: change(value) for name, value in fields.items()})
 
 
 def pad(rows: Sequence[npt.ArrayLike], value: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 
 STARTS = ("[CLS]", "<s>", "<cls>")
 ENDS = ("[SEP]", "</s>", "<sep>")
+MASKS = ("[MASK]", "<mask>")
 WORDS_KEPT = 1 << 16  # words whose ids are remembered
 Truncate = Literal["end", "start", "middle"]
 
@@ -30,6 +31,7 @@ class Codec:
         self.start_id = tokenizer.eos_id if first is None else first
         self.end_id = tokenizer.eos_id if last is None else last
         self.pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        self.mask_id = _named(tokenizer, MASKS)  # None where nothing can be hidden
         self._doubled = tokenizer.backend.id_to_token(self.start_id) == "<s>"
         self._words: dict[str, list[int]] = {}
         # byte-level pieces carry the space before a word, and these models saw it there

@@ -164,6 +164,9 @@ class Task(_base.Task[Example, Translation]):
     def found(self, prediction: Translation) -> Any:
         return prediction.text
 
+    def simplest(self, examples: Sequence[Example]) -> tuple[str, list[Any]]:
+        return "the source, unchanged", [example.source for example in examples]
+
     def mistake(self, example: Example, prediction: Translation) -> Mistake | None:
         if prediction.text == example.target:
             return None

@@ -6,9 +6,7 @@ words that stand together more often than chance, so that "new_york" gets a vect
 
 from __future__ import annotations
 
-import logging
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -17,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from inkstone import registry
 from inkstone.config import Progress, Section
+from inkstone.text import segment
 from inkstone.text.document import Document
 from inkstone.text.store import DocumentStore, write_store
 
@@ -117,7 +115,8 @@ def splitter(config: WordsConfig) -> Callable[[str], list[str]]:
     if config.split == "letters":
         cut = WORD.findall
     elif config.split == "jieba":
-        cut = _jieba()
+        segment.words("", "jieba")  # that it is not installed is said here
+        cut = _chinese
     if config.lowercase:
         return lambda text: cut(text.lower())
     return cut
@@ -168,17 +167,5 @@ def write_words(
     return f"{size:,} bytes of words" + (f", {joined:,} phrases" if learned else "")
 
 
-def _jieba() -> Callable[[str], list[str]]:
-    """Its dictionary is built in memory each time: the cache that it would read from a folder that
-    everybody may write to is a file it trusts."""
-    module = registry.extra("jieba", "zh")
-    logging.getLogger("jieba").setLevel(logging.ERROR)
-    tokenizer = module.Tokenizer()
-    with tempfile.TemporaryDirectory() as private:
-        tokenizer.tmp_dir = private
-        tokenizer.initialize()
-
-    def cut(text: str) -> list[str]:
-        return [w for w in tokenizer.cut(text) if any(c.isalnum() for c in w)]
-
-    return cut
+def _chinese(text: str) -> list[str]:
+    return [w for w in segment.words(text, "jieba") if any(c.isalnum() for c in w)]

@@ -23,7 +23,11 @@ ROLES: dict[str, tuple[str, ...]] = {  # a role and the names it commonly goes b
     "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]"),
     "pad_token": ("<pad>", "[PAD]"),
     "unk_token": ("<unk>", "[UNK]"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("[MASK]", "<mask>"),
 }
+OPTIONAL = ("cls_token", "sep_token", "mask_token")  # often named where the vocabulary has none
 FILES = (  # what a folder is searched for, in this order
     ("tokenizer.json",),
     ("tokenizer.model",),
@@ -268,6 +272,8 @@ def _special(
             named = named.get("content")
         if isinstance(named, str):
             if backend.token_to_id(named) is None:
+                if role in OPTIONAL:
+                    continue
                 raise TokenizerError(f"{role} {named!r} is not in the vocabulary")
             found[role] = named
         else:

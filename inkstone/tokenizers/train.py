@@ -15,6 +15,7 @@ from inkstone.errors import TokenizerError
 from inkstone.tokenizers import chat
 from inkstone.tokenizers.alphabet import byte_characters
 from inkstone.tokenizers.config import TokenizerConfig
+from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import EOS, Tokenizer, pieces, special_token
 
 SPECIALS = (EOS, *chat.SPECIALS)
@@ -33,6 +34,7 @@ def train(
     config: TokenizerConfig,
     *,
     specials: tuple[str, ...] = SPECIALS,
+    roles: Roles | None = None,
     progress: Progress | None = None,
 ) -> Tokenizer:
     """Train a tokenizer.
@@ -47,6 +49,7 @@ def train(
         texts: The corpus; read once, in pieces.
         config: What to train.
         specials: Control tokens.
+        roles: Control tokens of encoders and of encoder-decoders, instead; they have no chat.
         progress: Told the characters read.
 
     Raises:
@@ -62,8 +65,12 @@ def train(
         "bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram,
         "char": _char, "byte": _byte, "word": _word,
     }[config.kind]  # fmt: skip
-    backend, special = make(corpus, config, size, specials)
-    template = config.chat_template or chat.TEMPLATE
+    backend, special = make(corpus, config, size, specials if roles is None else roles.specials)
+    template = config.chat_template or (chat.TEMPLATE if roles is None else None)
+    if roles is not None:
+        unknown = special.get("unk_token", roles.names["unk_token"])
+        special = {**roles.names, "unk_token": unknown}
+        roles.dress(backend)
     return Tokenizer(backend, special, chat_template=template, kind=config.kind)
 
 
@@ -124,7 +131,7 @@ def _wordpiece(
     for text in itertools.chain.from_iterable(held):
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
             inner.update(word[1:])
-    control = (*BERT_SPECIALS, *specials)
+    control = tuple(dict.fromkeys((*BERT_SPECIALS, *specials)))
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=config.min_frequency,

@@ -28,7 +28,9 @@ class TrainingConfig(Section):
         betas: Of AdamW.
         momentum: Of Muon.
         grad_clip: Largest L2 norm of all gradients together.
-        schedule: "wsd" (constant, then linear down) or "cosine"; both after a linear warm-up.
+        schedule: "wsd" (constant, then linear down), "cosine", or "noam" (down as 1/√step, never
+            to zero; `lr` is its top, (d_model · warmup_steps)^-0.5 in the paper); all after a
+            linear warm-up.
         warmup_steps: Length of the warm-up.
         decay_fraction: Share of the run in which "wsd" goes down.
         min_lr_ratio: Where the decay ends, as a share of the top.
@@ -62,7 +64,7 @@ class TrainingConfig(Section):
     momentum: float = Field(default=0.95, ge=0, lt=1)
     grad_clip: float = Field(default=1.0, gt=0)
 
-    schedule: Literal["wsd", "cosine"] = "wsd"
+    schedule: Literal["wsd", "cosine", "noam"] = "wsd"
     warmup_steps: int = Field(default=20, ge=0)
     decay_fraction: float = Field(default=0.5, ge=0, le=1)
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)

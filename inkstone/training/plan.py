@@ -66,6 +66,8 @@ class Plan:
 
     def multiplier(self, step: int) -> float:
         """Share of the base learning rates at `step` (from 0)."""
+        if self.config.schedule == "noam":
+            return schedule.noam(step, self.config.warmup_steps)
         shape = schedule.cosine if self.config.schedule == "cosine" else schedule.linear
         warm = schedule.warm_up(step, self.config.warmup_steps)
         return warm * shape(self._progress(step), self.config.min_lr_ratio)

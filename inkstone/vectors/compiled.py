@@ -77,7 +77,7 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
             for k in range(d):
                 dot += h[U(k)] * output[row, U(k)]
             place = min(max((dot + sixteen) * per_unit, F(0)), F(STEPS - 1))
-            cell = np.uint32(place)
+            cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
             low = table[cell]
             error[q] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
         for q in range(count):

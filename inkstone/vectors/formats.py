@@ -1,15 +1,16 @@
 """Word vectors in the formats that others read: word2vec text and binary, GloVe text.
 
 word2vec: a line "V D", then a word and D numbers a row, as text or as little-endian fp32 (a line
-feed between rows may be there or not). GloVe: the same text without the first line. Files are read
-as if they were hostile: sizes are compared with the file's before memory is taken, and a wrong
-count, a number that is not finite, a word that stands twice or text that is not UTF-8 is an error
-that names the row.
+feed between rows may be there or not). GloVe: the same text without the first line, in which a word
+may hold spaces (the published 840B vectors have ". . ."). Files are read as if they were hostile:
+sizes are compared with the file's before memory is taken, and a wrong count, a number that is not
+finite, a word that stands twice or text that is not UTF-8 is an error that names the row.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -26,6 +27,7 @@ MAX_WORD_BYTES = 1 << 12
 MAX_D_MODEL = 1 << 16
 MAX_NUMBER_BYTES = 40  # of one number in text
 FLUSH_ROWS = 1 << 12
+UNFIT = re.compile("[ \t\n\r\ud800-\udfff]")  # in a word, for any of the formats
 
 
 def read(path: Path | str, format: Format | None = None) -> Vectors:
@@ -74,10 +76,10 @@ def write(vectors: Vectors, path: Path | str, format: Format) -> None:
     if path.exists():
         raise UsageError(f"{path} exists", fix="choose another name; nothing is overwritten")
     for word in vectors.words:
-        if not word or any(c in word for c in " \n\r\t") or len(word) > MAX_WORD_BYTES // 4:
+        if not word or UNFIT.search(word) or len(word) > MAX_WORD_BYTES // 4:
             raise UsageError(
-                f"the word {word[:60]!r} cannot stand in a {format} file: it is empty, too long "
-                "or holds white space",
+                f"the word {word[:60]!r} cannot stand in a {format} file: it is empty, too long, "
+                "holds white space or is no Unicode text",
                 fix="the folder of the run keeps any word",
             )
     private = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -115,12 +117,8 @@ def _guess(file: BinaryIO, path: Path) -> Format:
     if path.suffix == ".bin":
         return "word2vec-binary"
     fields = file.readline(1 << 16).split(b" ")
-    try:
-        for field in fields[1:4]:
-            float(field)
-    except ValueError:
-        return "word2vec-binary"
-    return "word2vec" if len(fields) > 1 else "word2vec-binary"
+    text = len(fields) > 1 and all(map(_is_number, fields[1:4]))
+    return "word2vec" if text else "word2vec-binary"
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
@@ -128,6 +126,14 @@ def _header(line: bytes) -> tuple[int, int] | None:
     if len(fields) != 2 or not all(f.isdigit() and len(f) < 20 for f in fields):
         return None
     return int(fields[0]), int(fields[1])
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 class _Reader:
@@ -161,7 +167,7 @@ class _Reader:
                 bigger = np.empty((min(room, 2 * len(matrix)), d_model), np.float32)
                 bigger[: len(matrix)] = matrix
                 matrix = bigger
-            self._take(matrix, line)
+            self._take(matrix, line, spaced=True)
         return list(self.seen), matrix[: self.row].copy()
 
     def binary(self) -> tuple[list[str], npt.NDArray[np.float32]]:
@@ -204,10 +210,15 @@ class _Reader:
             raise self._bad("the line is too long")
         return line
 
-    def _take(self, matrix: npt.NDArray[np.float32], line: bytes) -> None:
+    def _take(self, matrix: npt.NDArray[np.float32], line: bytes, *, spaced: bool = False) -> None:
         fields = line.rstrip().split(b" ")
+        more = len(fields) - 1 - matrix.shape[1]
+        if spaced and more > 0 and not any(map(_is_number, fields[1 : more + 1])):
+            fields[: more + 1] = [b" ".join(fields[: more + 1])]
         if len(fields) != matrix.shape[1] + 1:
             raise self._bad(f"{len(fields) - 1} numbers instead of {matrix.shape[1]}")
+        if max(map(len, fields[1:])) > MAX_NUMBER_BYTES:  # each would get the room of the longest
+            raise self._bad("a number has too many digits")
         try:
             numbers = np.array(fields[1:], dtype="S").astype(np.float64)
         except ValueError as error:

@@ -66,6 +66,10 @@ class Trainer(ABC):
     def vectors(self) -> Vectors:
         """The result so far; a copy."""
 
+    @abstractmethod
+    def lr(self, chunk: int) -> float:
+        """Learning rate of a chunk."""
+
     @property
     def total(self) -> int:
         """Chunks of all epochs."""

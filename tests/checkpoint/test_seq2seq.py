@@ -70,12 +70,17 @@ def _targets() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _compare(ours: Any, theirs: Any) -> None:
-    # On the left, absolute positions of theirs count padding; those of T5 are relative.
-    for side in ("left", "right") if "t5" in type(ours).__module__ else ("right",):
+    for side in ("left", "right"):
         source, source_mask = _padded(side)
         ids, mask = _targets()
         with torch.no_grad():
             found = ours(source, ids, source_mask=source_mask, attention_mask=mask)
+            for i, (real, wanted) in enumerate(zip(source_mask.bool(), mask.bool(), strict=True)):
+                alone = theirs(source[i : i + 1, real], decoder_input_ids=ids[i : i + 1, wanted])
+                assert (found[i, wanted] - alone.logits[0]).abs().max() <= 1e-4, side
+            # On the left, absolute positions of theirs count padding; those of T5 are relative.
+            if side == "left" and "t5" not in type(ours).__module__:
+                continue
             reference = theirs(
                 source,
                 attention_mask=source_mask,
@@ -194,18 +199,29 @@ def test_an_upload_without_the_constants_opens_here(tmp_path: Path) -> None:
     assert not loaded.word_bias.any()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_beams_of_causal_models_find_the_same_texts(name: str, tmp_path: Path) -> None:
+CAUSAL: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gpt2": ("gpt2", {}, "GPT2LMHeadModel"),
+    "llama": ("llama", {"n_kv_heads": 2, "tied_head": False}, "LlamaForCausalLM"),
+    "mistral": ("llama", {"n_kv_heads": 2, "sliding_window": 5}, "MistralForCausalLM"),
+    "qwen3": ("llama", {"n_kv_heads": 1, "head_dim": 16, "qk_norm": True}, "Qwen3ForCausalLM"),
+    "mixtral": ("mixtral", {"n_kv_heads": 2, "n_experts": 3, "d_ff": 48}, "MixtralForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("case", CAUSAL)
+def test_beams_of_causal_models_find_the_same_texts(case: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from inkstone.inference.beam import continue_text
 
+    name, extra, their_class = CAUSAL[case]
     family = registry.load("models", name)
     shape = {k: SHAPE[k] for k in ("vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads")}
     torch.manual_seed(1)
-    ours = _shaken(family.Model(family.Config(**shape)))
+    ours = _shaken(family.Model(family.Config(**{**shape, **extra})))
     save_model(tmp_path, ours, None)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(theirs).__name__ == their_class
     prompts, mask = _padded("left")
     for n_beams, penalty in ((1, 1.0), (4, 1.0), (3, 0.0)):
         config = BeamConfig(n_beams=n_beams, max_tokens=12, length_penalty=penalty)

@@ -14,13 +14,18 @@ from inkstone import registry
 from inkstone.checkpoint import load_model, save_model
 from inkstone.checkpoint import model as module
 from inkstone.models import gpt2, llama, mixtral
-from inkstone.nn.loss import chunked_cross_entropy
+from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
 
 SHAPE = {"vocab_size": 67, "max_seq_len": 40, "d_model": 32, "n_layers": 3, "n_heads": 4}
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "gpt2": (gpt2, {}, "GPT2LMHeadModel"),
     "llama": (llama, {"n_kv_heads": 2, "tied_head": False, "rope_theta": 5e5}, "LlamaForCausalLM"),
     "llama-tied": (llama, {"n_kv_heads": 1, "head_dim": 16}, "LlamaForCausalLM"),
+    "llama-3.1": (
+        llama,
+        {"head_dim": 16, "rope_factor": 8.0, "rope_low": 1.5, "rope_high": 3.0, "rope_length": 12},
+        "LlamaForCausalLM",
+    ),
     "qwen3": (llama, {"n_kv_heads": 2, "head_dim": 16, "qk_norm": True}, "Qwen3ForCausalLM"),
     "mistral": (llama, {"n_kv_heads": 2, "sliding_window": 5}, "MistralForCausalLM"),
     "qwen3-window": (
@@ -118,12 +123,12 @@ def _gradients(theirs: Any) -> dict[str, Any]:
 
 
 def _compare_gradients(ours: Any, theirs: Any) -> None:
-    generator = torch.Generator().manual_seed(4)
-    ids = torch.randint(0, 67, (3, 12), generator=generator)
+    ids, mask = _padded("right")
+    labels = torch.where(mask.bool(), ids, IGNORE_INDEX)
     theirs.zero_grad()
-    theirs(ids, labels=ids).loss.backward()
+    theirs(ids, attention_mask=mask, labels=labels).loss.backward()
     total, count = chunked_cross_entropy(
-        ours.hidden(ids)[:, :-1], ours.head_weight, ids[:, 1:], chunk=7
+        ours.hidden(ids, attention_mask=mask)[:, :-1], ours.head_weight, labels[:, 1:], chunk=7
     )
     ours.zero_grad()
     (total / count).backward()

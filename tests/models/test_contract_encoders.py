@@ -15,12 +15,20 @@ from inkstone.checkpoint import load_model, save_model
 from inkstone.errors import ModelError
 from inkstone.inference.beam import BeamConfig, translate
 from inkstone.models._base import adopt
+from inkstone.nn.loss import chunked_cross_entropy
 
 TINY = {"vocab_size": 61, "max_seq_len": 48, "d_model": 32, "n_layers": 2, "n_heads": 4}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "modernbert": [{"window": 4, "global_every": 2}, {"window": 6, "pooling": "cls"}],
+    "bilstm": [{}, {"hidden_size": 24, "pooling": "max"}, {"pooling": "mean"}],
     "transformer": [{}, {"pre_norm": True, "activation": "gelu"}, {"positions": "learned"}],
     "marian": [{"start_id": 60}],
+    "rnn_seq2seq": [
+        {"hidden_size": 32},
+        {"hidden_size": 24, "cell": "lstm", "attention": "general", "input_feeding": True},
+        {"hidden_size": 32, "cell": "lstm", "attention": "dot"},
+        {"hidden_size": 20, "cell": "rnn", "attention": "dot", "input_feeding": True},
+    ],
     "t5": [{}, {"gated": True, "tied_head": False, "scaled_head": False, "head_dim": 4}],
 }
 
@@ -30,12 +38,16 @@ def _families(kind: str) -> list[str]:
     return [n for n in names if getattr(registry.load("models", n), "KIND", None) == kind]
 
 
+def _tiny(family: ModuleType) -> dict[str, Any]:
+    shape = {**TINY, "dropout": 0.0}
+    return {k: v for k, v in shape.items() if k in family.Config.model_fields}
+
+
 def _cases(kind: str) -> list[Any]:
     return [
-        pytest.param(
-            registry.load("models", name), {**TINY, "dropout": 0.0, **extra}, id=f"{name}-{i}"
-        )
+        pytest.param(family, {**_tiny(family), **extra}, id=f"{name}-{i}")
         for name in _families(kind)
+        for family in [registry.load("models", name)]
         for i, extra in enumerate(VARIANTS.get(name, [{}]))
     ]
 
@@ -238,6 +250,38 @@ def test_bf16_activations_keep_fp32_parameters(family: ModuleType, config: dict[
     low.float().square().mean().backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.dtype == torch.float32, name
+
+
+@either
+def test_no_kernel_reads_memory_that_was_never_written(
+    family: ModuleType, config: dict[str, Any], unwritten_memory_is_nan: None
+) -> None:
+    """Kernels of AMX read a row of odd length to the end of a pair, whatever stands there."""
+    model, ids = _build(family, config).train(), _ids(5, 35)
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = mask[2, 1:] = 0
+    model.compute_dtype = torch.bfloat16
+    if family.KIND == "encoder":
+        x, packing = model.states(ids, mask, None)
+        hidden, targets = model.prediction_states(x), packing.pack(ids)
+    else:
+        memory = model.encode(ids, source_mask=mask)
+        hidden, targets = model.hidden(ids, memory, attention_mask=mask), ids
+    total, _ = chunked_cross_entropy(hidden, model.head_weight, targets, bias=model.head_bias)
+    gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+    assert all(g.isfinite().all() for g in (total, *gradients) if g is not None)
+
+
+@encoders
+@pytest.mark.parametrize("head", ["sequence", "token", "span"])
+def test_no_head_reads_memory_that_was_never_written(
+    family: ModuleType, config: dict[str, Any], head: str, unwritten_memory_is_nan: None
+) -> None:
+    model = _build(family, {**config, "head": head, "n_labels": 3}).train()
+    model.compute_dtype = torch.bfloat16
+    _, ids, mask = _unequal("left")
+    model(ids.repeat(9, 1), attention_mask=mask.repeat(9, 1)).float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @either

@@ -11,15 +11,29 @@ from inkstone.models import llama
 
 TINY = {"vocab_size": 10, "max_seq_len": 8, "d_model": 4, "n_layers": 2, "n_heads": 2, "d_ff": 6}
 
+STRETCHED = {"rope_factor": 8.0, "rope_low": 1.5, "rope_high": 3.0, "rope_length": 64}
+
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        ("llama-7b", 6_738_415_616),
+        ("llama-13b", 13_015_864_320),
+        ("llama-30b", 32_528_943_616),
+        ("llama-65b", 65_285_660_672),
         ("llama-2-7b", 6_738_415_616),
         ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
         ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
         ("mistral-7b", 7_241_732_096),
         ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
         ("tinyllama-1.1b", 1_100_048_384),
     ],
 )
@@ -63,6 +77,8 @@ def test_zeros_are_filled_from_the_other_fields() -> None:
         {"n_layers": 10**6},
         {"rope_theta": float("inf")},
         {"sliding_window": 0},
+        {"rope_factor": 0.5},
+        {"rope_low": 4.0},
     ],
 )
 def test_impossible_shapes_are_refused(bad: dict[str, object]) -> None:
@@ -90,7 +106,7 @@ def test_what_the_family_lacks_is_refused_by_name(unsupported: dict[str, object]
         llama.from_hf_config({"model_type": "llama", **unsupported})
 
 
-@pytest.mark.parametrize("extra", [{}, {"qk_norm": True}, {"sliding_window": 3}])
+@pytest.mark.parametrize("extra", [{}, {"qk_norm": True}, {"sliding_window": 3}, STRETCHED])
 def test_configuration_survives_the_foreign_format(extra: dict[str, object]) -> None:
     config = llama.Config(**TINY, rope_theta=5e5, tied_head=False, **extra)  # type: ignore[arg-type]
     hf = llama.to_hf_config(config)

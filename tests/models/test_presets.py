@@ -12,6 +12,8 @@ EXACT = {  # counted from the published weights
     ("bert", "bert-base", "none"): 109_482_240 - 590_592,  # without its pooler
     ("bert", "bert-base", "pretraining"): 110_106_428,
     ("bert", "bert-large", "pretraining"): 336_226_108,
+    ("bert", "bert-large", "none"): 335_141_888 - 1_049_600,
+    ("bert", "bert-base-cased", "none"): 108_310_272 - 590_592,
     ("bert", "bert-base-chinese", "none"): 102_267_648 - 590_592,
     ("bert", "minilm-l6", None): 22_713_216,
     ("roberta", "roberta-base", "mlm"): 124_697_433,
@@ -23,8 +25,13 @@ EXACT = {  # counted from the published weights
     ("t5", "t5-base", None): 222_903_552,
     ("t5", "t5-large", None): 737_668_096,
     ("t5", "t5-3b", None): 2_851_598_336,
+    ("t5", "t5-11b", None): 11_307_321_344,
     ("t5", "t5-v1.1-small", None): 76_961_152,
     ("t5", "t5-v1.1-base", None): 247_577_856,
+    ("t5", "t5-v1.1-large", None): 783_150_080,
+    ("t5", "t5-v1.1-xl", None): 2_849_757_184,
+    ("t5", "t5-v1.1-xxl", None): 11_135_332_352,
+    ("marian", "opus-mt-en-de", None): 74_410_496 - 2 * 512 * 512,  # without its fixed waves
     ("bart", "bart-base", None): 139_420_416,
     ("bart", "bart-large", None): 406_291_456,
     ("mixtral", "mixtral-8x7b", None): 46_702_792_704,
@@ -45,6 +52,13 @@ def test_published_weights_have_as_many_parameters(case: tuple[str, str, Any]) -
     config = family.PRESETS[preset]
     config = config if head is None else config.model_copy(update={"head": head})
     assert family.count_parameters(config) == EXACT[case]
+
+
+def test_every_preset_of_these_families_is_checked() -> None:
+    checked = {case[:2] for case in (*EXACT, *NAMED)}
+    for name in {name for name, _ in checked}:
+        named = {(name, preset) for preset in registry.load("models", name).PRESETS}
+        assert named == {case for case in checked if case[0] == name}
 
 
 @pytest.mark.parametrize("case", NAMED, ids=str)

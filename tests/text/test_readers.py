@@ -3,6 +3,7 @@ which file, which line and what to do."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -216,6 +217,34 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     for path in (Path("/dev/zero"), tmp_path):
         with pytest.raises(DataError, match="not a regular file"):
             open_file(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, good = write(tmp_path, "x.txt", "secret"), write(tmp_path, "y.txt", "good")
+    real = os.open
+
+    def closed(name: Any, *options: Any, **more: Any) -> int:
+        if os.fspath(name) == str(path):  # as for anyone but root, who may read everything
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(name, *options, **more)
+
+    monkeypatch.setattr(os, "open", closed)
+    with pytest.raises(DataError, match=r"x\.txt: Permission denied"):
+        texts(tmp_path)
+    assert texts([path, good], on_error="skip") == ["good"]
+
+
+def test_a_parquet_bomb_is_stopped(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for number, dictionary in enumerate((True, False)):
+        path = tmp_path / f"{number}.parquet"
+        table = arrow.table({"text": ["0" * (1 << 20)] * 100})
+        parquet.write_table(table, path, use_dictionary=dictionary, compression="zstd")
+        assert path.stat().st_size < 200_000
+        with pytest.raises(DataError, match=f"{number}.parquet: its texts are more than"):
+            for text in texts(path):
+                assert len(text) == 1 << 20
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:

@@ -99,6 +99,20 @@ def test_a_spoiled_tokenizer_is_named(
         Tokenizer.load(tmp_path)
 
 
+def test_an_id_that_no_token_has_is_harmless(good: Path, tmp_path: Path) -> None:
+    """As in many published vocabularies: the table of words is as long as the largest id asks."""
+    tree = json.loads((good / "tokenizer.json").read_text())
+    vocabulary = tree["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    hole, vocabulary[last] = vocabulary[last], vocabulary[last] + 1000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == hole + 1001
+    text = "a small text about small things"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([hole, hole + 500]) == "" == tokenizer.token_bytes(hole).decode()
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"model": {}}', b"[" * 100_000,
                 b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"PK\x03\x04"]

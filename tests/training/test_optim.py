@@ -142,3 +142,21 @@ def test_decisions_survive_and_repeat(tmp_path: Path) -> None:
     assert [second.multiplier(s) for s in range(steps)] == [
         first.multiplier(s) for s in range(steps)
     ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(d_model=st.integers(8, 4096), warmup=st.integers(1, 10_000), step=st.integers(0, 10**6))
+def test_noam_is_equation_three(d_model: int, warmup: int, step: int) -> None:
+    n = step + 1
+    paper = d_model**-0.5 * min(n**-0.5, n * warmup**-1.5)
+    config = TrainingConfig(max_steps=5, warmup_steps=warmup, schedule="noam")
+    top = (d_model * warmup) ** -0.5
+    assert top * Plan(config, Path("unused")).multiplier(step) == pytest.approx(paper, rel=1e-12)
+
+
+def test_noam_ends_a_run_of_minutes(tmp_path: Path) -> None:
+    config = TrainingConfig(minutes=2.0, warmup_steps=5, schedule="noam")
+    plan = Plan(config, tmp_path / "schedule.json")
+    steps, clock = _simulate(plan, [0.1])
+    assert clock == pytest.approx(120, abs=1)
+    assert plan.multiplier(4) == 1.0 and plan.multiplier(steps) < 0.1

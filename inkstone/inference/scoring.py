@@ -1,0 +1,135 @@
+"""What a model makes of given tokens behind a context that is read once.
+
+A context is read into a cache, each row of tokens behind it in a copy of that: ten options after a
+thousand tokens of examples cost a thousand and ten tokens, not ten thousand. Shapes: C contexts, R
+rows, T columns of the longest row, D d_model, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inkstone.nn.cache import KVCache
+
+TOKENS_AT_ONCE = 8192  # of the caches, padding included
+STATES_AT_ONCE = 256  # that are multiplied with the whole vocabulary
+Row = tuple[int, Sequence[int]]
+"""The number of a context, and the ids that follow it."""
+
+
+def logprobs(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    last: Sequence[int],
+    *,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> list[list[float]]:
+    """log p of the last tokens of each row, in nats, each given all that stands before it.
+
+    Args:
+        model: Of `KIND` "causal", in evaluation mode.
+        contexts: Ids, at least one each.
+        rows: What follows which context.
+        last: How many tokens of each row are wanted, at least one.
+        tokens_at_once: Of one forward pass, the cached ones included.
+    """
+    found: list[list[float]] = [[] for _ in rows]
+    for part in states(model, contexts, rows, tokens_at_once=tokens_at_once):
+        hidden = torch.cat([state[len(state) - last[number] :] for number, state in part])
+        ids = [
+            i for number, _ in part for i in rows[number][1][len(rows[number][1]) - last[number] :]
+        ]
+        wanted = torch.tensor(ids, device=hidden.device)[:, None]
+        scores: list[float] = []
+        with torch.inference_mode():
+            for some, targets in zip(
+                hidden.split(STATES_AT_ONCE), wanted.split(STATES_AT_ONCE), strict=True
+            ):
+                given = model.logits(some).float().log_softmax(-1)
+                scores += given.gather(1, targets)[:, 0].tolist()
+        left = iter(scores)
+        for number, _ in part:
+            found[number] = [next(left) for _ in range(last[number])]
+    return found
+
+
+@torch.inference_mode()
+def states(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    *,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """The states from which the tokens of each row are predicted.
+
+    Args:
+        model, contexts, rows, tokens_at_once: As in `logprobs`.
+
+    Yields:
+        Some rows: each one's number and [tokens, D], of which state i predicts token i. Every row
+        comes once, those of short contexts first.
+    """
+    belonging: list[list[int]] = [[] for _ in contexts]
+    for number, (context, _) in enumerate(rows):
+        belonging[context].append(number)
+    order = [i for i in np.argsort([len(c) for c in contexts], kind="stable") if belonging[i]]
+    for some in _cut(order, [len(c) for c in contexts], tokens_at_once):
+        longest = max(len(rows[n][1]) for i in some for n in belonging[i])
+        cache, ends = _read(model, [contexts[i] for i in some], longest - 1)
+        place = {context: number for number, context in enumerate(some)}
+        mine = sorted((n for i in some for n in belonging[i]), key=lambda n: len(rows[n][1]))
+        sizes = {n: cache.length + len(rows[n][1]) for n in mine}
+        for part in _cut(mine, sizes, tokens_at_once):
+            at = torch.tensor([place[rows[n][0]] for n in part], device=model.device)
+            yield _follow(model, cache, ends, at, [(n, rows[n][1]) for n in part])
+
+
+def _cut(numbers: Sequence[int], sizes: Any, most: int) -> Iterator[list[int]]:
+    """Neighbors together, as many as keep count × largest within `most`; sizes do not fall."""
+    part: list[int] = []
+    for number in numbers:
+        if part and (len(part) + 1) * sizes[number] > most:
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part
+
+
+def _read(model: Any, contexts: list[Sequence[int]], more: int) -> tuple[KVCache, Tensor]:
+    """A cache of the contexts with room for `more` tokens, and their last states [C, D]."""
+    width = max(map(len, contexts))
+    ids = [[0] * (width - len(c)) + list(c) for c in contexts]
+    mask = torch.ones(len(contexts), width, dtype=torch.bool, device=model.device)
+    for row, context in enumerate(contexts):
+        mask[row, : width - len(context)] = False
+    cache: KVCache = model.new_cache(len(contexts), width + more)
+    real = None if bool(mask.all()) else mask
+    hidden = model.hidden(torch.tensor(ids, device=model.device), attention_mask=real, cache=cache)
+    return cache, hidden[:, -1]
+
+
+def _follow(
+    model: Any, cache: KVCache, ends: Tensor, at: Tensor, rows: list[tuple[int, Sequence[int]]]
+) -> list[tuple[int, Tensor]]:
+    """States of some rows; `at` [R] says which context is whose."""
+    width = max(len(ids) for _, ids in rows) - 1
+    first = ends[at][:, None]  # [R, 1, D]
+    if not width:
+        return [(number, state) for (number, _), state in zip(rows, first, strict=True)]
+    own = cache.take(at)
+    new = torch.zeros(len(rows), width, dtype=torch.int64, device=model.device)
+    real = torch.zeros(len(rows), width, dtype=torch.bool, device=model.device)
+    for place, (_, ids) in enumerate(rows):
+        new[place, : len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.int64)
+        real[place, : len(ids) - 1] = True
+    mask = torch.cat((own.real[:, : own.length], real), 1)
+    hidden = torch.cat((first, model.hidden(new, attention_mask=mask, cache=own)), 1)
+    return [(number, hidden[place, : len(ids)]) for place, (number, ids) in enumerate(rows)]

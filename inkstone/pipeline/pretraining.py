@@ -1,0 +1,166 @@
+"""After the last step of an objective: score held-out text, show examples, save, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inkstone.checkpoint import atomic_folder, load_model, save_model
+from inkstone.corpora.rows import Ids, Pieces
+from inkstone.files import write_atomic
+from inkstone.inference.fill import fill_mask, write
+from inkstone.nn.loss import IGNORE_INDEX
+from inkstone.pipeline.folder import PLAN, RESULT, read_json
+from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.prepare import Prepared
+from inkstone.recipe import Recipe
+from inkstone.report import write as write_report
+from inkstone.tasks._objective import Objective
+from inkstone.training.loop import TrainingResult
+
+COUNTED_TARGETS = 300_000  # of training batches, for the frequencies of the simplest guess
+SAMPLE_TOKENS = 24  # of a held-out text, as an example
+
+
+def finish(
+    objective: Objective,
+    recipe: Recipe,
+    prepared: Prepared,
+    run: Path,
+    device: torch.device,
+    trained: TrainingResult,
+    info: dict[str, Any],
+    observer: Observer,
+    began: float,
+) -> dict[str, Any]:
+    """Turn the best checkpoint into `run/model`, and the run into scores and a report.
+
+    Args:
+        objective: What was learned.
+        recipe: Resolved.
+        prepared: The data.
+        run: The run folder.
+        device: Where to evaluate.
+        trained: How training ended.
+        info: What the model folder remembers; scores are added.
+        observer: Told of the stages.
+        began: `time.monotonic()` at the start of this session.
+
+    Returns:
+        The result, as written to result.json.
+    """
+    observer.stage("evaluate")
+    started = time.monotonic()
+    model, _, _ = load_model(trained.checkpoint, device=device)
+    scores = _scores(objective, recipe, prepared, model)
+    samples = _samples(objective, recipe, prepared, model)
+    seconds = time.monotonic() - started
+    ours = {k: v for k, v in (scores["table"] or [{}])[0].items() if k != "name"}
+    observer.stage_done("evaluate", _line(ours), seconds)
+    with atomic_folder(run / "model") as out:
+        about = {**info, "scores": ours, "rule": scores["rule"]}
+        save_model(out, model, prepared.tokenizer, info=about)
+    predicted = read_json(run / PLAN).get("predicted", {})
+    result = {
+        "run": str(run),
+        "kind": "pretraining",
+        "objective": objective.NAME,
+        "unit": objective.UNIT,
+        "model_kind": objective.KINDS[0],
+        "family": recipe.model.family,
+        "model": str(run / "model"),
+        "report": str(run / "report.html"),
+        "reason": trained.reason,
+        "steps": trained.step,
+        "best_step": trained.best_step,
+        "tokens": trained.tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "scores": scores,
+        "samples": samples,
+        "time": {
+            "planned_training_s": predicted.get("training_s", 0.0),
+            "training_s": trained.elapsed_s,
+            "planned_step_s": predicted.get("step_s", 0.0),
+            "step_s": trained.elapsed_s / max(1, trained.step),
+            "evaluation_s": seconds,
+            "total_s": time.monotonic() - began,
+        },
+        "statistics": prepared.statistics.line(),
+    }
+    write_atomic(run / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
+    observer.stage("report")
+    at = time.monotonic()
+    path = write_report(run)
+    observer.stage_done("report", str(path), time.monotonic() - at)
+    observer.result(result)
+    return result
+
+
+def _line(ours: dict[str, Any]) -> str:
+    if not ours:
+        return "nothing was held out, so there is nothing to score"
+    return f"perplexity {ours['perplexity']:.2f}, accuracy {ours['accuracy']:.1%} of the targets"
+
+
+def _scores(objective: Objective, recipe: Recipe, prepared: Prepared, model: Any) -> dict[str, Any]:
+    """The model beside the guess that knows only how frequent each target is."""
+    if prepared.valid is None:
+        return {"table": [], "rule": "nothing was held out (text.valid_fraction = 0)"}
+    most = recipe.evaluation.max_tokens
+    report = objective.evaluate(model, objective.held_out(prepared.valid, most))
+    table: list[dict[str, Any]] = [{"name": "this model", **report.to_dict()}]
+    if recipe.evaluation.baselines:
+        table.append(_frequencies(objective, prepared, most))
+    return {"table": table, "rule": objective.rule, "targets": report.targets}
+
+
+def _frequencies(objective: Objective, prepared: Prepared, most: int | None) -> dict[str, Any]:
+    """A unigram model of the targets, add-one smoothed."""
+    assert prepared.valid is not None
+    counts = np.ones(objective.tokenizer.vocab_size)
+    stream = objective.stream(prepared.train, tokens=1 << 14, seed=1)
+    while counts.sum() < COUNTED_TARGETS and stream.epoch < 1:
+        counts += np.bincount(_targets(next(stream)), minlength=len(counts))
+    nats, seen = 0.0, Counter[int]()
+    log_p = np.log(counts / counts.sum())
+    for batch in objective.held_out(prepared.valid, most):
+        targets = _targets(batch)
+        nats -= float(log_p[targets].sum())
+        seen.update(targets.tolist())
+    mean = nats / max(1, seen.total())
+    return {
+        "name": "word frequencies", "nats_per_token": mean, "perplexity": float(np.exp(mean)),
+        "accuracy": seen[int(counts.argmax())] / max(1, seen.total()),
+    }  # fmt: skip
+
+
+def _targets(batch: Any) -> Ids:
+    targets: Ids = batch.targets[batch.targets != IGNORE_INDEX].numpy()
+    return targets
+
+
+def _samples(
+    objective: Objective, recipe: Recipe, prepared: Prepared, model: Any
+) -> list[dict[str, Any]]:
+    """Beginnings of held-out documents with something hidden, and what the model puts there."""
+    settings, tokenizer = recipe.evaluation, prepared.tokenizer
+    fill = fill_mask if objective.KINDS == ("encoder",) else write
+    prompts = list(settings.prompts)
+    if not prompts:
+        corpus = prepared.valid or prepared.train
+        length = min(SAMPLE_TOKENS, objective.seq_len - 8)
+        documents = islice(Pieces(corpus, length).in_order(), 0, 40 * settings.samples, 40)
+        prompts = [objective.hide(row, number) for number, row in enumerate(documents)]
+    texts = prompts[: max(settings.samples, len(settings.prompts))]
+    found = fill(model, tokenizer, texts)
+    return [
+        {"prompt": prompt, "text": str(x), "words": x.to_dict()["masks"]}
+        for prompt, x in zip(texts, found, strict=True)
+    ]
