@@ -1,35 +1,18 @@
-"""The recurrences of `recurrence.cpp`, compiled for this processor the first time they are needed.
-
-`library()` is None where there is no C++ compiler, the compiler fails, or INKSTONE_COMPILE=0 is
-set; torch's own kernels then do the work. The result is kept in the user's cache folder under a
-name that holds the source, the compiler and the processor.
-"""
+"""The recurrences of `recurrence.cpp` (`native.py` compiles it); without it torch does the work."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 
+from inkstone.nn import native
 from inkstone.nn.steps import Steps
 
-SOURCE = Path(__file__).with_name("recurrence.cpp")
 KINDS = ("rnn", "lstm", "gru")
 BLOCK = 16  # rows, and columns of a tile: L of the source
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
-NATIVE = ("-march=native", "-mcpu=native")  # a compiler knows one of them
-PATIENCE_S = 120
 NUMBERS = ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
 POINTERS = (
     "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
@@ -46,65 +29,21 @@ class Job(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled recurrences; None where they cannot be had."""
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if os.environ.get("INKSTONE_COMPILE") == "0" or compiler is None:
-        return None
-    try:
-        key = hashlib.sha256(
-            "\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode()
-        )
-        folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            return None  # nobody else's code is loaded
-        path = folder / f"recurrence-{key.hexdigest()[:32]}.so"
-        if not path.exists():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compile to `path`, which appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        made = Path(temporary) / path.name
-        for native in NATIVE:
-            command = [compiler, *FLAGS, native, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
-            if done.returncode == 0:
-                os.replace(made, path)
-                return
-        raise OSError(f"{compiler} cannot compile {SOURCE.name}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-        flags = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.processor()
-    return f"{platform.machine()} {flags}"
-
-
-@functools.cache
 def _has_bf16() -> bool:
-    found = library()
+    found = native.library("recurrence")
     return found is not None and found.recurrence_has_bf16() == 1
 
 
 def fits(dtype: torch.dtype, device: torch.device, hidden_size: int) -> bool:
     """Whether `Recurrence` can do this here."""
-    if device.type != "cpu" or hidden_size % (2 * BLOCK) or library() is None:
+    if device.type != "cpu" or hidden_size % (2 * BLOCK) or native.library("recurrence") is None:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16())
 
 
 def run(kind: str, *, backward: bool, job: dict[str, Tensor | int | None], rows: int) -> None:
     """Run one direction of time over all steps, the rows shared out among torch's threads."""
-    found = library()
+    found = native.library("recurrence")
     assert found is not None
     x = job["x"]
     assert isinstance(x, Tensor)
@@ -117,15 +56,7 @@ def run(kind: str, *, backward: bool, job: dict[str, Tensor | int | None], rows:
         failed = function(KINDS.index(kind), int(backward), ctypes.byref(mine))
         assert not failed
 
-    others = [_pool().submit(part, thread) for thread in range(1, threads)]
-    part(0)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="recurrence")
+    native.share(part, threads)
 
 
 def pack(matrix: Tensor) -> Tensor:
