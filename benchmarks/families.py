@@ -2,8 +2,8 @@
 
     python -m benchmarks.families [--only NAME ...] [--minutes MINUTES]
 
-Each row is one `inkstone train RECIPE --data …` from scratch: size, batch and rates are chosen by the
-program from data and time, so what differs is the family and what its recipe says. Decoders read
+Each row is one `inkstone train RECIPE --data …` from scratch: the program chooses size, batch and
+rates from data and time, so what differs is the family and what its recipe says. Decoders read
 WikiText-2 and are scored in bits per byte on held-out articles, beside a Kneser-Ney 5-gram;
 encoders learn AG News' topics from 5,000 labelled texts, beside a bag of words; encoder–decoders
 translate Multi30k, scored on its test of 2016 with beam search (4 beams). Rows of earlier calls are

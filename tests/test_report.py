@@ -80,7 +80,8 @@ def test_a_task_without_labels_has_a_report(tmp_path: Path) -> None:
     times = ("planned_training_s", "training_s", "evaluation_s", "examples_per_s", "total_s")
     result = {
         "task": "translation", "family": "t5", "parameters": 10, "counts": {"train": 3},
-        "part": "test", "examples": 2, "scores": [score], "labels": [], "time": dict.fromkeys(times, 1),
+        "part": "test", "examples": 2, "scores": [score], "labels": [],
+        "time": dict.fromkeys(times, 1),
         "baseline": {"name": "the source, unchanged", "bleu": 0.5},
         "mistakes": [{"text": "a", "given": "b", "found": EVIL, "badness": 1.0}],
     }  # fmt: skip
