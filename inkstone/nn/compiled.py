@@ -30,34 +30,18 @@ BLOCK = 16  # rows, and columns of a tile: L of the source
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = ("-march=native", "-mcpu=native")  # a compiler knows one of them
 PATIENCE_S = 120
+NUMBERS = ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
+POINTERS = (
+    "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
+    "d_out", "h0", "c0", "dh", "dc", "d_bias", "scratch",
+)  # fmt: skip
 
 
 class Job(ctypes.Structure):
     """`Job` of the source, field by field."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
-    ) + tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            "offsets",
-            "x",
-            "extra",
-            "packed",
-            "bias",
-            "out",
-            "h",
-            "next",
-            "state",
-            "d_out",
-            "h0",
-            "c0",
-            "dh",
-            "dc",
-            "d_bias",
-            "scratch",
-        )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_int64) for name in NUMBERS) + tuple(
+        (name, ctypes.c_void_p) for name in POINTERS
     )
 
 
@@ -73,6 +57,8 @@ def library() -> ctypes.CDLL | None:
         )
         folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            return None  # nobody else's code is loaded
         path = folder / f"recurrence-{key.hexdigest()[:32]}.so"
         if not path.exists():
             _compile(compiler, path)

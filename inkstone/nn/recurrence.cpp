@@ -33,28 +33,29 @@ typedef uint16_t bf16;
 enum Kind { RNN = 0, LSTM = 1, GRU = 2 };
 constexpr int gates(int kind) { return kind == LSTM ? 4 : kind == GRU ? 3 : 1; }
 
-inline V fill(float x) { return V{} + x; }
-inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
-inline void store(float* p, V x) { *reinterpret_cast<Vu*>(p) = x; }
-inline V load(const bf16* p) {
-  U bits = __builtin_convertvector(*reinterpret_cast<const Hu*>(p), U) << 16;
-  V x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-inline void store(bf16* p, V x) {
-#ifdef __AVX512BF16__
-  __m256bh low = _mm512_cvtneps_pbh((__m512)x);
-  std::memcpy(p, &low, sizeof low);
+#define INLINE inline __attribute__((always_inline))
+
+INLINE V fill(float x) { return V{} + x; }
+INLINE V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
+INLINE void store(float* p, V x) { *reinterpret_cast<Vu*>(p) = x; }
+INLINE V load(const bf16* p) {
+#ifdef __AVX512F__
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 #else
-  U bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  return (V)(__builtin_convertvector(*reinterpret_cast<const Hu*>(p), U) << 16);
+#endif
+}
+INLINE void store(bf16* p, V x) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  U bits = (U)x;
   bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   *reinterpret_cast<Hu*>(p) = __builtin_convertvector(bits, Hu);
 #endif
 }
 
-inline V divide(V a, V b) {
+INLINE V divide(V a, V b) {
 #ifdef __AVX512F__
   V r = (V)_mm512_rcp14_ps((__m512)b);  // 14 bits, and one step of Newton's
   return a * (r * (2.0f - b * r));
@@ -64,7 +65,7 @@ inline V divide(V a, V b) {
 }
 
 // Rational minimax approximation on [-9, 9], relative error 2e-8 before rounding; NaN stays NaN.
-inline V tanh_of(V x) {
+INLINE V tanh_of(V x) {
   x = x > 9.0f ? fill(9.0f) : x;
   x = x < -9.0f ? fill(-9.0f) : x;
   V u = x * x;
@@ -72,7 +73,7 @@ inline V tanh_of(V x) {
   V q = (((7.77663104e-07f * u + 3.28564929e-04f) * u + 2.58770175e-02f) * u + 4.67143506e-01f) * u + 1.0f;
   return divide(x * p, q);
 }
-inline V sigmoid(V x) { return 0.5f * tanh_of(0.5f * x) + 0.5f; }
+INLINE V sigmoid(V x) { return 0.5f * tanh_of(0.5f * x) + 0.5f; }
 
 // What one call works on; rows are sorted by length, tokens stand step by step.
 template <class E>
@@ -109,7 +110,7 @@ struct Job {
 // a tile holding two rows of the matrix in turn, as AMX reads them.
 
 template <int W>
-inline void multiply(const float* a, int64_t stride, const float* b, int64_t K, float (*c)[L][L]) {
+INLINE void multiply(const float* a, int64_t stride, const float* b, int64_t K, float (*c)[L][L]) {
   for (int r0 = 0; r0 < L; r0 += 4) {
     V sum[4][W] = {};
     for (int64_t k = 0; k < K; k++) {
@@ -133,7 +134,7 @@ struct alignas(64) TileShape {
 };
 
 template <int W>
-inline void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t K, float (*c)[L][L]) {
+INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t K, float (*c)[L][L]) {
   _tile_zero(0);
   if (W > 1) _tile_zero(1);
   if (W > 2) _tile_zero(2);
@@ -164,7 +165,8 @@ template <> struct Tiles<bf16> {
 // --- forward ------------------------------------------------------------------------------------
 
 template <class E, int KIND>
-void forward(const Job<E>& job) {
+void forward(const Job<E>& given) {
+  const Job<E> job = given;  // a copy that no store can change
   constexpr int G = gates(KIND);
   const int64_t H = job.H, panel = H * G * L;
   alignas(64) float sums[G][L][L];
@@ -215,7 +217,7 @@ void forward(const Job<E>& job) {
 // --- backward -----------------------------------------------------------------------------------
 
 template <class E, int KIND, int W>
-inline void through_weights(const Job<E>& job, int64_t row, int64_t m, int64_t j, const E* packed) {
+INLINE void through_weights(const Job<E>& job, int64_t row, int64_t m, int64_t j, const E* packed) {
   constexpr int G = gates(KIND);
   const int64_t H = job.H;
   alignas(64) float sums[W][L][L];
@@ -228,7 +230,8 @@ inline void through_weights(const Job<E>& job, int64_t row, int64_t m, int64_t j
 }
 
 template <class E, int KIND>
-void backward(const Job<E>& job) {
+void backward(const Job<E>& given) {
+  const Job<E> job = given;
   constexpr int G = gates(KIND);
   const int64_t H = job.H;
   float* d_bias = job.d_bias + job.thread * 2 * G * H;

@@ -200,7 +200,7 @@ class _Planner:
         vocab, context = self.facts.vocab_size, self.seq_len
         fields = self.room.Config.model_fields
         result, problem = [], ""
-        for n_layers, d_model in c.SHAPES:
+        for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
             width = int(self.model.get("d_model", d_model))
             head_dim = 32 if width < c.NARROW else c.HEAD_DIM
             heads = max(1, width // head_dim)

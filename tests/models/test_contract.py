@@ -23,6 +23,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"n_kv_heads": 2, "sliding_window": 4},
     ],
     "gpt3": [{}, {"band": 3}, {"band": None}],
+    "lstm": [{}, {"hidden_size": 48}, {"hidden_size": 24, "tied_head": False}],
     "lamda": [{}, {"n_buckets": 8, "max_distance": 12, "head_dim": 16}],
     "mixtral": [{"n_experts": 3}, {"n_experts": 4, "n_experts_used": 1, "sliding_window": 5}],
 }
@@ -35,7 +36,8 @@ def _cases() -> list[Any]:
         if getattr(family, "KIND", None) != "causal":
             continue
         for i, extra in enumerate(VARIANTS.get(name, [{}])):
-            cases.append(pytest.param(family, {**TINY, **extra}, id=f"{name}-{i}"))
+            tiny = {k: v for k, v in TINY.items() if k in family.Config.model_fields}
+            cases.append(pytest.param(family, {**tiny, **extra}, id=f"{name}-{i}"))
     return cases
 
 

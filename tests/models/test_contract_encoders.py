@@ -20,6 +20,7 @@ from inkstone.nn.loss import chunked_cross_entropy
 TINY = {"vocab_size": 61, "max_seq_len": 48, "d_model": 32, "n_layers": 2, "n_heads": 4}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "modernbert": [{"window": 4, "global_every": 2}, {"window": 6, "pooling": "cls"}],
+    "bilstm": [{}, {"hidden_size": 24, "pooling": "max"}, {"pooling": "mean"}],
     "transformer": [{}, {"pre_norm": True, "activation": "gelu"}, {"positions": "learned"}],
     "marian": [{"start_id": 60}],
     "rnn_seq2seq": [
@@ -37,15 +38,18 @@ def _families(kind: str) -> list[str]:
     return [n for n in names if getattr(registry.load("models", n), "KIND", None) == kind]
 
 
+def _tiny(family: ModuleType) -> dict[str, Any]:
+    shape = {**TINY, "dropout": 0.0}
+    return {k: v for k, v in shape.items() if k in family.Config.model_fields}
+
+
 def _cases(kind: str) -> list[Any]:
-    cases = []
-    for name in _families(kind):
-        family = registry.load("models", name)
-        shape = {k: v for k, v in TINY.items() if k in family.Config.model_fields}
-        for i, extra in enumerate(VARIANTS.get(name, [{}])):
-            config = {**shape, "dropout": 0.0, **extra}
-            cases.append(pytest.param(family, config, id=f"{name}-{i}"))
-    return cases
+    return [
+        pytest.param(family, {**_tiny(family), **extra}, id=f"{name}-{i}")
+        for name in _families(kind)
+        for family in [registry.load("models", name)]
+        for i, extra in enumerate(VARIANTS.get(name, [{}]))
+    ]
 
 
 def _build(family: ModuleType, config: dict[str, Any]) -> Any:
