@@ -67,7 +67,7 @@ JOBS = {
         2.5,
         {
             "transformer": "multi30k-transformer", "marian": "multi30k-marian",
-            "bart": "multi30k-bart", "t5": "multi30k-t5",
+            "bart": "multi30k-bart", "t5": "multi30k-t5", "rnn_seq2seq": "multi30k-rnn",
         },
     ),
 }  # fmt: skip
