@@ -206,7 +206,7 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
         given,
         precision="bf16" if dtype == torch.bfloat16 else "fp32",
         time_step=StepTimer(recipe.model.family, where, make=make),
-        fixed=early and objective.fixed_fields(recipe, early),
+        fixed=objective.fixed_fields(recipe, early) if early else None,
         density=early.density if early else 1.0,
         flops=make and (lambda config, length: make(length).flops_per_token(family, config)),
     )

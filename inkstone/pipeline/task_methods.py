@@ -111,7 +111,7 @@ class TaskMethods:
         return self._predict("translation", [translation.Example(x) for x in text])
 
     @overload
-    def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...
+    def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
 
     @overload
     def fill_mask(self, text: Sequence[str], *, top: int = 5) -> list[Filled]: ...
