@@ -30,7 +30,7 @@ from inkstone.nn.steps import Steps
 
 KIND = "seq2seq"
 HF_MODEL_TYPES = ("inkstone_rnn_seq2seq",)
-DEEPEST = 2  # layers that planning chooses; Luong et al. took 4 on 50 times as many sentences
+SHAPES = ((1, 64), (1, 128), (1, 192), (1, 256), (1, 384), (1, 512), (2, 512))
 CELLS: dict[str, type[Cell]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 

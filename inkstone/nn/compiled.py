@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ def _has_bf16() -> bool:
 
 def fits(dtype: torch.dtype, device: torch.device, hidden_size: int) -> bool:
     """Whether `Recurrence` can do this here."""
-    if device.type != "cpu" or hidden_size % (2 * BLOCK) or native.library("recurrence") is None:
+    if device.type != "cpu" or torch.compiler.is_compiling() or hidden_size % (2 * BLOCK):
+        return False
+    if native.library("recurrence") is None:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16())
 
@@ -98,8 +101,18 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, x, w_x, b_x, w_h, b_h, h0, c0, steps: Steps, kind: str, reverse: bool
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        w_x: Tensor,
+        b_x: Tensor,
+        w_h: Tensor,
+        b_h: Tensor | None,
+        h0: Tensor,
+        c0: Tensor | None,
+        steps: Steps,
+        kind: str,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """[N, D] and states [R, H] in the order of the steps → [N, H], [R, H], [R, H] or None."""
         size, first, dtype = w_h.shape[1], steps.sizes[0], x.dtype
         gates = len(w_h) // size
@@ -113,12 +126,13 @@ class Recurrence(torch.autograd.Function):
         extra = x.new_empty(len(x), size) if kind != "rnn" else None
         start = padded(h0, dtype)
         state = padded(h0 if c0 is None else c0, torch.float32)
+        last_state = state.clone()
         bias = None if b_h is None else b_h.float()
-        job = {
+        job: dict[str, Tensor | int | None] = {
             "H": size, "n_steps": len(steps.sizes), "reverse": int(reverse), "out_stride": size,
             "offsets": steps.offsets, "x": pre, "extra": extra, "bias": bias, "out": out,
             "packed": pack_forward(w_h, gates), "h": start.clone(), "next": start.clone(),
-            "state": state.clone(),
+            "state": last_state,
         }  # fmt: skip
         run(kind, backward=False, job=job, rows=first)
         last = torch.arange(first) if reverse else steps.last
@@ -126,19 +140,21 @@ class Recurrence(torch.autograd.Function):
         h_n[:first] = out[last]
         if c0 is not None:
             c_n = c0.to(dtype, copy=True)
-            c_n[:first] = job["state"][:first].to(dtype)
-        ctx.save_for_backward(x, w_x, w_h, out, start, state)
-        ctx.made, ctx.about = (pre, extra), (steps, kind, reverse)
+            c_n[:first] = last_state[:first].to(dtype)
+        ctx.save_for_backward(x, w_x, w_h, out, start, state, pre, extra)
+        ctx.about, ctx.taken = (steps, kind, reverse), False
         ctx.set_materialize_grads(False)
         return out, h_n, c_n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out, d_h, d_c):  # type: ignore[no-untyped-def,override]
-        if ctx.made is None:
+    def backward(  # type: ignore[override]
+        ctx: Any, d_out: Tensor | None, d_h: Tensor | None, d_c: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if ctx.taken:
             raise RuntimeError("the gradients of a recurrence can be taken only once")
-        (pre, extra), ctx.made = ctx.made, None
-        x, w_x, w_h, out, start, state = ctx.saved_tensors
+        ctx.taken = True
+        x, w_x, w_h, out, start, state, pre, extra = ctx.saved_tensors
         steps, kind, reverse = ctx.about
         size, first, room = w_h.shape[1], steps.sizes[0], len(start)
         n = steps.n_sequences
@@ -151,7 +167,7 @@ class Recurrence(torch.autograd.Function):
 
         dh, dc = padded(d_h), padded(d_c)
         d_bias = torch.zeros(max(1, torch.get_num_threads()), 2, len(w_h))
-        job = {
+        job: dict[str, Tensor | int | None] = {
             "H": size, "n_steps": len(steps.sizes), "reverse": int(reverse), "out_stride": size,
             "offsets": steps.offsets, "x": pre, "extra": extra, "out": out,
             "packed": pack_backward(w_h), "d_out": None if d_out is None else d_out.contiguous(),

@@ -261,7 +261,6 @@ class _Planner:
 
     def _candidates(self) -> list[Shape]:
         fields = self.room.Config.model_fields
-        deepest = getattr(self.room, "DEEPEST", 1024)  # recurrent layers are few and wide
         found: list[Shape] = []
         problem = ""
         for n_layers, d_model in getattr(self.room, "SHAPES", c.SHAPES):
@@ -270,8 +269,8 @@ class _Planner:
             width = int(self.model.get("d_model", d_model))
             heads = max(1, width // (32 if width < c.NARROW else c.HEAD_DIM))
             wanted = {
-                "n_layers": min(n_layers, deepest), "d_model": d_model, "n_heads": heads,
-                "hidden_size": d_model, "n_decoder_layers": n_layers, "max_seq_len": self.seq_len,
+                "n_layers": n_layers, "d_model": d_model, "n_heads": heads, "hidden_size": d_model,
+                "n_decoder_layers": n_layers, "max_seq_len": self.seq_len,
                 "dropout": 0.1 if self.facts.kind == "seq2seq" else 0.2,
             }  # fmt: skip
             settings = {

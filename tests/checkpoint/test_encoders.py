@@ -227,6 +227,28 @@ def test_an_old_upload_with_both_pre_training_heads_opens_here(tmp_path: Path) -
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert"])
+def test_uploads_of_the_authors_open_here(name: str, tmp_path: Path) -> None:
+    """The words' table and bias stored again under the head, a pooler that nothing reads."""
+    from safetensors.torch import load_file, save_file
+
+    ours = _ours(name, "mlm")
+    save_model(tmp_path, ours, None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    family = registry.load("models", name)
+    rows = {row.ours[0]: row.theirs for row in module._table(family, ours.config)}
+    for theirs, mine in family.HF_TIED.items():
+        tensors[theirs] = tensors[rows[mine]].clone()
+    if name == "roberta":
+        tensors["roberta.pooler.dense.weight"] = torch.randn(32, 32)
+        tensors["roberta.pooler.dense.bias"] = torch.randn(32)
+        tensors["roberta.embeddings.position_ids"] = torch.arange(42)[None]
+    save_file(tensors, tmp_path / "model.safetensors")
+    loaded, _, _ = load_model(tmp_path)
+    ids = torch.arange(2, 11)[None]
+    assert torch.equal(loaded(ids), ours(ids))
+
+
 @pytest.mark.parametrize("name", PREFIX)
 def test_what_does_not_fit_is_named(name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file

@@ -199,6 +199,38 @@ def test_an_upload_without_the_constants_opens_here(tmp_path: Path) -> None:
     assert not loaded.word_bias.any()
 
 
+@pytest.mark.parametrize("case", ["marian", "bart", "t5"])
+def test_uploads_of_the_authors_open_here(case: str, tmp_path: Path) -> None:
+    """Bare networks without a prefix, tables stored twice, waves and a bias that nothing uses."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    ours = _ours(case)
+    save_model(tmp_path, ours, None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["inkstone_family" if case != "t5" else "scale_decoder_outputs"]
+    if case == "bart":
+        config["architectures"] = ["BartModel"]
+        del tensors["final_logits_bias"]
+        tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
+        ours.word_bias.zero_()
+    prefix = "model." if case == "marian" else ""
+    for side in ("encoder", "decoder"):
+        tensors[f"{prefix}{side}.embed_tokens.weight"] = tensors[f"{prefix}shared.weight"].clone()
+        if case == "marian":
+            tensors[f"model.{side}.embed_positions.weight"] = torch.randn(40, 32)
+    if case == "t5":
+        unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        tensors[unused] = torch.randn(32, 4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, _, _ = load_model(tmp_path)
+    source, ids = torch.arange(3, 9)[None], torch.arange(4)[None]
+    assert type(loaded) is type(ours) and torch.equal(loaded(source, ids), ours(source, ids))
+
+
 CAUSAL: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt2": ("gpt2", {}, "GPT2LMHeadModel"),
     "llama": ("llama", {"n_kv_heads": 2, "tied_head": False}, "LlamaForCausalLM"),
