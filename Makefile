@@ -46,6 +46,7 @@ bench: $(STAMP) # every benchmark, hours
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.wikitext2
 	$(BIN)/python -m benchmarks.classical
+	$(BIN)/python -m benchmarks.word_vectors
 
 clean: # remove .venv and caches (runs are kept)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -29,6 +29,34 @@ def child(module: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
+class Worker:
+    """`python -m module side` on THREADS threads, which does a step for every line it is sent."""
+
+    def __init__(self, module: str, side: str) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, side],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def step(self) -> dict[str, Any]:
+        """What the worker tells of one step, a line of JSON."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(self._process.args[2:])} ended early")  # type: ignore[index]
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def end(self) -> None:
+        """Let the worker go."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
 def report(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     """Print rows as a Markdown table and keep everything as benchmarks/out/<name>.json."""
     columns = list(dict.fromkeys(c for row in rows for c in row))

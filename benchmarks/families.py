@@ -2,12 +2,12 @@
 
     python -m benchmarks.families [--only NAME ...] [--minutes MINUTES]
 
-Each row is one `inkstone train RECIPE --data …` from scratch: size, batch and rates are chosen by the
-program from data and time, so what differs is the family and what its recipe says. Decoders read
+Each row is one `inkstone train RECIPE --data …` from scratch: the program chooses size, batch and
+rates from data and time, so what differs is the family and what its recipe says. Decoders read
 WikiText-2 and are scored in bits per byte on held-out articles, beside a Kneser-Ney 5-gram;
 encoders learn AG News' topics from 5,000 labelled texts, beside a bag of words; encoder–decoders
 translate Multi30k, scored on its test of 2016 with beam search (4 beams). Rows of earlier calls are
-kept in benchmarks/out/families.json, so that the table can be made in pieces.
+kept in benchmarks/out, so that the tables can be made in pieces.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def measure(kind: str, family: str, minutes: float | None) -> Row:
         environment = os.environ | {"OMP_NUM_THREADS": str(common.THREADS)}
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    row: Row = {"kind": kind, "family": family, "recipe": job.recipes[family]}
-    row |= {"parameters": result.get("parameters") or "", "steps": result.get("steps") or ""}
+    row: Row = {"family": family, "recipe": job.recipes[family]}
+    for name in ("parameters", "steps"):
+        row[name] = float(result[name]) if result.get(name) else ""
     row["training (s)"] = float(result["time"]["training_s"])
     return row | _scores(result)
 
@@ -102,21 +103,27 @@ def _scores(result: dict[str, Any]) -> Row:
     return {"bits per byte": float(scores["table"][0]["bits_per_byte"])}
 
 
+def kept(kind: str) -> dict[str, Row]:
+    """The rows of earlier calls, by family."""
+    path = common.OUT / f"families-{kind}.json"
+    if not path.is_file():
+        return {}
+    return {row["family"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+
+
 def main() -> None:
-    everything = {family: kind for kind, job in JOBS.items() for family in job.recipes}
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=[*everything, *JOBS], default=list(JOBS))
+    known = [name for kind, job in JOBS.items() for name in (kind, *job.recipes)]
+    parser.add_argument("--only", nargs="+", choices=known, default=list(JOBS))
     parser.add_argument("--minutes", type=float, help="instead of each table's own")
     arguments = parser.parse_args()
-    kept = common.OUT / "families.json"
-    rows: dict[str, Row] = {}
-    if kept.is_file():
-        rows = {row["family"]: row for row in json.loads(kept.read_text("utf-8"))["rows"]}
-    for family, kind in everything.items():
-        if family in arguments.only or kind in arguments.only:
-            rows[family] = measure(kind, family, arguments.minutes)
-            ordered = [rows[name] for name in everything if name in rows]
-            common.report("families", ordered)
+    for kind, job in JOBS.items():
+        rows = kept(kind)
+        for family in job.recipes:
+            if kind in arguments.only or family in arguments.only:
+                rows[family] = measure(kind, family, arguments.minutes)
+        common.report(f"families-{kind}", [rows[name] for name in job.recipes if name in rows])
+        print()
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ JOBS: dict[str, dict[str, Any]] = {
         "by": "answer",
     },
     "SMS spam": {"data": "sms-spam", "labels": ("ham", "spam"), "template": "{text}\nKind:"},
-    "PIQA": {"data": "piqa-valid/valid.jsonl", "template": "{goal}\n", "limit": 1000},
-    "CommonsenseQA": {"data": "commonsenseqa", "limit": 1000},
-    "LAMBADA": {"data": "lambada-dev", "limit": 500, "max_tokens": 6},
+    "PIQA": {"data": "piqa-valid/valid.jsonl", "template": "{goal}\n", "limit": 500},
+    "CommonsenseQA": {"data": "commonsenseqa", "limit": 500},
+    "LAMBADA": {"data": "lambada-dev", "limit": 300, "max_tokens": 6},
 }  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpt2_step
 
-Each side runs in a process of its own, in turn, several rounds; the figure is the median step of
-the median round (fp32, for scale, has one). Reach: 2.2 × transformers under bf16 autocast, 60 % of
-the matmul peak, and no more memory.
+Each side is a process of its own. They take their steps in turn, one after the other, so that a
+machine whose speed drifts (shared ones do) slows all of them alike; the figure is the median step.
+Reach: 2.2 × transformers under bf16 autocast, 60 % of the matmul peak, and no more memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import common
 
-ROWS, LENGTH, STEPS, ROUNDS = 4, 256, 12, 3
+ROWS, LENGTH, STEPS, WARM_UP = 4, 256, 24, 3
 SIDES = ("transformers fp32", "transformers bf16", "inkstone")
 
 
@@ -87,61 +87,61 @@ def ours() -> Callable[[], float]:
 
 
 def one(side: str) -> None:
-    """Time one side in this process."""
-    step = ours() if side == "inkstone" else theirs(side.split()[1])
-    losses = [step() for _ in range(3)]
-    times = []
-    for _ in range(STEPS):
+    """A step for every line of stdin; tells its seconds, the loss and the peak memory so far."""
+    work = peak if side == "peak" else ours() if side == "inkstone" else theirs(side.split()[1])
+    for _ in sys.stdin:
         start = time.perf_counter()
-        losses.append(step())
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = statistics.median(times)
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "last_loss": losses[-1]}))
+        value = work()
+        seconds = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "value": value, "bytes": memory}), flush=True)
 
 
-def peak_flops() -> None:
-    """The fastest matmul this machine does: the floor of every step."""
+def peak() -> float:
+    """The fastest matmul that this machine does, in GFLOP/s: the floor of every step."""
     from inkstone import device
 
-    machine = device.measure("cpu", 3.0)
-    print(json.dumps({"gflops": machine.matmul_gflops}))
+    return max(device.measure.__wrapped__("cpu", 1.0).matmul_gflops.values())
 
 
 def main() -> None:
     from inkstone.models import gpt2
 
     flops = 3 * gpt2.flops_per_token(gpt2.PRESETS["gpt2"], LENGTH) * ROWS * LENGTH
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    peaks = []
-    for number in range(ROUNDS):
-        peaks.append(max(common.child(__spec__.name, "peak")["gflops"].values()))
-        for side in SIDES[1:] if number else SIDES:  # fp32 is there for scale only
-            runs[side].append(common.child(__spec__.name, side))
-    peak = max(peaks)
-    rows = []
+    workers = {side: common.Worker(__spec__.name, side) for side in ("peak", *SIDES)}
+    told: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
+    for step in range(WARM_UP + STEPS):
+        for side, worker in workers.items():
+            # fp32 is there for scale only, and the peak changes little
+            if side in SIDES[1:] or step % 4 == 0:
+                told[side].append(worker.step())
+    for worker in workers.values():
+        worker.end()
+    best = max(t["value"] for t in told["peak"])
+    rows, rates = [], {}
     for side in SIDES:
-        seconds = statistics.median(r["seconds"] for r in runs[side])
+        seconds = statistics.median(t["seconds"] for t in told[side][WARM_UP:])
+        rates[side] = ROWS * LENGTH / seconds
         rows.append(
             {
                 "side": side,
-                "tokens/s": ROWS * LENGTH / seconds,
-                "share of matmul peak": flops / seconds / (peak * 1e9),
-                "peak memory (GB)": max(r["peak_bytes"] for r in runs[side]) / 1e9,
-                "loss after 15 steps": runs[side][0]["last_loss"],
+                "tokens/s": rates[side],
+                "share of matmul peak": flops / seconds / (best * 1e9),
+                "peak memory (GB)": max(t["bytes"] for t in told[side]) / 1e9,
+                **(
+                    {"loss after 15 steps": told[side][14]["value"]} if len(told[side]) > 14 else {}
+                ),
             }
         )
-    ratio = rows[2]["tokens/s"] / rows[1]["tokens/s"]
     common.report(
         "gpt2_step", rows,
-        ratio_to_bf16=ratio, matmul_peak_gflops=peak, gflop_per_step=flops / 1e9,
+        ratio_to_bf16=rates["inkstone"] / rates["transformers bf16"],
+        matmul_peak_gflops=best, gflop_per_step=flops / 1e9,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
-    elif sys.argv[1] == "peak":
-        peak_flops()
     else:
         one(sys.argv[1])

@@ -35,6 +35,7 @@ from inkstone.recipe import load
 
 LABELS, SEEDS = 1000, (0, 1, 2)
 TITLE = re.compile(r" = [^=].*[^=] = \n")
+SHAPE = ("model.d_model=128", "model.n_layers=4", "model.n_heads=4")
 TUNED = {  # of the pre-trained model, and of fresh weights treated alike
     "training.lr": 5e-4, "training.epochs": 8.0, "training.minutes": 10.0,
 }  # fmt: skip
@@ -133,7 +134,7 @@ def main() -> None:
         run, began = arguments.pretrained, time.monotonic()
         if run is None:
             run = root / "pretrained"
-            recipe = load("bert-small-mlm", arguments.settings)
+            recipe = load("bert-small-mlm", [*SHAPE, *arguments.settings])
             recipe = recipe.with_data([root / "texts"], arguments.minutes)
             pipeline.train(recipe, run, cache=root / "cache")
         result = json.loads((run / "result.json").read_text())

@@ -44,6 +44,7 @@ def train(root: Path, run: str) -> None:
     torch.manual_seed(1)
     shape = {"d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 64}
     model = gpt2.Model(gpt2.Config(vocab_size=256, dropout=0.1, **shape))
+    model.compute_dtype = torch.bfloat16  # so that the compiled kernels take part
     corpus = Corpus(root / "corpus")
     folder = root / run
     folder.mkdir(exist_ok=True)

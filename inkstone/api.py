@@ -26,7 +26,6 @@ from inkstone.inference.respond import Respondent
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import load as load_recipe
-from inkstone.text.config import TextConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -398,14 +397,6 @@ class LanguageModel(TaskMethods):
         questions, pool = read_both(Form(template, tuple(labels)), data, demonstrations)
         asked = sample(questions, limit, settings.get("seed", 0))
         return few_shot(generator, asked, pool or questions, shots=shots, **settings)
-
-    def _text_config(self) -> TextConfig:
-        """How the training files were read: the same field, the same documents."""
-        recipe = self.info.get("recipe")
-        try:
-            return TextConfig(**recipe["text"])  # type: ignore[index]
-        except (TypeError, KeyError, ValueError):
-            return TextConfig()  # somebody else's model
 
     def __repr__(self) -> str:
         family = self.info.get("family", type(self.model).__module__.rsplit(".", 1)[-1])

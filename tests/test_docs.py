@@ -51,7 +51,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(30):
         text = f"Document {number} tells of the number {number * number}. " * 20
         (tmp_path / "texts" / f"{number}.txt").write_text(text + str(number) * 40)
-    news = [{"text": f"The {w} won {n} to 0.", "label": w} for n in range(20) for w in ("cup", "law")]
+    news = [
+        {"text": f"The {w} won {n} to 0.", "label": w} for n in range(20) for w in ("cup", "law")
+    ]
     captions = [{"en": f"{n} dogs run.", "de": f"{n} Hunde laufen."} for n in range(40)]
     for name, rows in (("news", news), ("captions", captions)):
         (tmp_path / name).mkdir()

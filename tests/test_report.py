@@ -71,3 +71,21 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
     (run / "result.json").write_text("{")
     with pytest.raises(RunError, match=r"result\.json is damaged"):
         report.write(run)
+
+
+def test_a_task_without_labels_has_a_report(tmp_path: Path) -> None:
+    """A translation has no table of labels, no confusion and no calibration."""
+    run = make_run(tmp_path / "run")
+    score = {"name": "bleu", "value": 31.4, "low": 30.0, "high": 33.0, "definition": "sacrebleu"}
+    times = ("planned_training_s", "training_s", "evaluation_s", "examples_per_s", "total_s")
+    result = {
+        "task": "translation", "family": "t5", "parameters": 10, "counts": {"train": 3},
+        "part": "test", "examples": 2, "scores": [score], "labels": [],
+        "time": dict.fromkeys(times, 1),
+        "baseline": {"name": "the source, unchanged", "bleu": 0.5},
+        "mistakes": [{"text": "a", "given": "b", "found": EVIL, "badness": 1.0}],
+    }  # fmt: skip
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "data.json").write_text(json.dumps({"task": "translation", "unit": "token"}))
+    page = report.write(run).read_text(encoding="utf-8")
+    assert "31.4" in page and "&lt;img" in page and "What was taken for what" not in page

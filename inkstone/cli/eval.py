@@ -88,6 +88,15 @@ def command(
             return
         print("\n".join([*score_lines(result), *label_lines(result["labels"])]))
         return
+    if model.objective is not None:
+        result = model.evaluate(data)
+        if json:
+            print(encoder.dumps(result, indent=2))
+            return
+        for name, value in result.items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else value
+            print(f"{name.replace('_', ' '):24} {shown}")
+        return
     report = model.perplexity(data, stride=stride)
     if json:
         print(encoder.dumps(report.to_dict(), indent=2))

@@ -15,7 +15,6 @@ right word for word.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -128,16 +127,15 @@ def few_shot(
         )
     asker = _Asker(generator, pool, by, max_tokens)
     reports = []
-    done = itertools.count(QUESTIONS_AT_ONCE, QUESTIONS_AT_ONCE)
     with evaluating(generator.model):
-        for k in shots:
+        for number, k in enumerate(shots):
             drawn = [_draw(q, pool, k, seed, 0 if shared else i) for i, q in enumerate(questions)]
             answers: list[str] = []
             for start in range(0, len(questions), QUESTIONS_AT_ONCE):
                 part = slice(start, start + QUESTIONS_AT_ONCE)
                 answers += asker(questions[part], drawn[part], shared=shared)
                 if progress is not None:
-                    progress(min(next(done), len(shots) * len(questions)))
+                    progress(number * len(questions) + len(answers))
             reports.append(_report(k, questions, pool, answers, asker))
             asker.shown.clear()
             asker.cut = 0

@@ -85,7 +85,7 @@ def score(
     draws = [_draw(len(given), seed, i) for i in range(resamples)]
     for name in task.metrics:
         if name in TEXT_METRICS:
-            result.append(TEXT_METRICS[name](task, found, given, resamples, seed))
+            result.append(TEXT_METRICS[name](task, found, given, draws))
             continue
         definition, prepare = METRICS[name]
         value = prepare(task, found, given)
@@ -241,19 +241,18 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
 
 def _sacrebleu(name: str) -> Callable[..., Score]:
     def measured(
-        task: Any, found: Sequence[str], given: Sequence[str], resamples: int, seed: int
+        task: Any, found: Sequence[str], given: Sequence[str], draws: Sequence[Weights]
     ) -> Score:
         metrics = registry.extra("sacrebleu.metrics", "eval")
         tokenizer = task.config.bleu_tokenizer
         metric = metrics.BLEU(tokenize=tokenizer) if name == "bleu" else metrics.CHRF()
         result = metric.corpus_score(list(found), [list(given)])
         signature = str(metric.get_signature())
-        low = high = result.score
-        if resamples and len(given) > 1:
-            metric = metrics.BLEU(tokenize=tokenizer) if name == "bleu" else metrics.CHRF()
-            drawn = metric.corpus_score(list(found), [list(given)], n_bootstrap=resamples)
-            low, high = float(drawn._mean - drawn._ci), float(drawn._mean + drawn._ci)  # NumPy's
-        return Score(name, result.score, low, high, f"sacrebleu: {signature}")
+        # Its own bootstrap averages Python's and NumPy's numbers together, a TypeError for chrF.
+        counts = np.array(metric._extract_corpus_statistics(list(found), [list(given)]), float)
+        drawn = [metric._compute_score_from_stats((w @ counts).tolist()).score for w in draws]
+        low, high = np.percentile(drawn or [result.score], [2.5, 97.5])
+        return Score(name, result.score, float(low), float(high), f"sacrebleu: {signature}")
 
     return measured
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,11 @@ from inkstone.errors import UsageError
 from inkstone.inference.beam import BeamConfig, translate
 from inkstone.inference.predict import evaluating
 from inkstone.tasks._batch import pad
-from inkstone.tasks._codec import MASKS, Codec
+from inkstone.tasks._codec import MARK, MASKS, SENTINEL, Codec
 from inkstone.text.normalize import normalize
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 32
-SENTINEL = re.compile(r"<extra_id_\d+>")
-MARK = re.compile("|".join(map(re.escape, MASKS)) + "|" + SENTINEL.pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +78,9 @@ def fill_mask(
             ids, real = ids.to(model.device), real.to(model.device)
             x, packing = model.states(ids, real, None)
             hidden = packing.pack(ids == codec.mask_id)
-            scores = model.logits(model.prediction_states(x[hidden])).float()
-            scores[:, sorted(tokenizer.special_ids)] = -torch.inf
-            best = scores.softmax(-1).topk(min(top, scores.shape[-1]))
+            scores = model.logits(model.prediction_states(x[hidden])).float().softmax(-1)
+            scores[:, sorted(tokenizer.special_ids)] = 0.0  # no control token is a word
+            best = scores.topk(min(top, scores.shape[-1]))
             likely = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             for row in part:
                 places = [i for i, token in enumerate(row) if token == codec.mask_id]

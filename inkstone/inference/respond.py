@@ -181,10 +181,10 @@ class Respondent(Conversation):
             context: Ids of the conversation, the mark of the assistant's turn at the end.
             answers: With log-probabilities.
         """
-        different = {a.text.strip(): a for a in reversed(answers)}
-        texts = sorted(different, key=lambda text: answers.index(different[text]))
-        if any(texts):
-            texts = [text for text in texts if text]  # silence only where there is nothing else
+        different: dict[str, Generation] = {}
+        for answer in answers:
+            different.setdefault(answer.text.strip(), answer)
+        texts = [text for text in different if text] or [""]  # silence only for want of words
         rated = self._rate(context, texts)
         found = []
         for text, scores in zip(texts, rated, strict=True):

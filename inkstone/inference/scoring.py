@@ -7,7 +7,7 @@ rows, T columns of the longest row, D d_model, V vocab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,18 @@ def states(
     belonging: list[list[int]] = [[] for _ in contexts]
     for number, (context, _) in enumerate(rows):
         belonging[context].append(number)
-    order = [i for i in np.argsort([len(c) for c in contexts], kind="stable") if belonging[i]]
-    for some in _cut(order, [len(c) for c in contexts], tokens_at_once):
-        longest = max(len(rows[n][1]) for i in some for n in belonging[i])
-        cache, ends = _read(model, [contexts[i] for i in some], longest - 1)
+    lengths = [len(context) for context in contexts]
+    longest = [max((len(rows[n][1]) for n in own), default=0) for own in belonging]
+    limit = model.config.max_seq_len
+
+    def fit(some: list[int]) -> bool:
+        """Padding before a short context takes columns from the rows behind it."""
+        return max(lengths[i] for i in some) + max(longest[i] for i in some) - 1 <= limit
+
+    order = [i for i in np.argsort(lengths, kind="stable").tolist() if belonging[i]]
+    for some in _cut(order, lengths, tokens_at_once, fit):
+        more = max(longest[i] for i in some) - 1
+        cache, ends = _read(model, [contexts[i] for i in some], more)
         place = {context: number for number, context in enumerate(some)}
         mine = sorted((n for i in some for n in belonging[i]), key=lambda n: len(rows[n][1]))
         sizes = {n: cache.length + len(rows[n][1]) for n in mine}
@@ -91,11 +99,16 @@ def states(
             yield _follow(model, cache, ends, at, [(n, rows[n][1]) for n in part])
 
 
-def _cut(numbers: Sequence[int], sizes: Any, most: int) -> Iterator[list[int]]:
-    """Neighbors together, as many as keep count × largest within `most`; sizes do not fall."""
+def _cut(
+    numbers: Sequence[int],
+    sizes: Any,
+    most: int,
+    fit: Callable[[list[int]], bool] = lambda part: True,
+) -> Iterator[list[int]]:
+    """Neighbors that fit, as many as keep count × largest within `most`; sizes do not fall."""
     part: list[int] = []
     for number in numbers:
-        if part and (len(part) + 1) * sizes[number] > most:
+        if part and ((len(part) + 1) * sizes[number] > most or not fit([*part, number])):
             yield part
             part = []
         part.append(number)

@@ -23,6 +23,7 @@ from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
+from inkstone.nn.pointwise import gelu
 
 KIND = "causal"
 HF_MODEL_TYPES = ("gpt2",)
@@ -105,7 +106,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear maps around a GELU: [B, T, D] → [B, T, D]."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(gelu(self.up(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -25,6 +25,7 @@ from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.packing import Packing
+from inkstone.nn.pointwise import gelu
 from inkstone.nn.positions import distance_buckets
 
 KIND = "seq2seq"
@@ -142,7 +143,7 @@ class Layer(nn.Module):
         if self.gate is None:
             return self.down(self.drop(F.relu(self.up(x))))
         gate, up = stacked(x, (self.gate, self.up)).chunk(2, dim=-1)
-        return self.down(self.drop(F.gelu(gate, approximate="tanh") * up))
+        return self.down(self.drop(gelu(gate) * up))
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout in training."""

@@ -1,35 +1,19 @@
-"""The recurrences of `recurrence.cpp`, compiled for this processor the first time they are needed.
-
-`library()` is None where there is no C++ compiler, the compiler fails, or INKSTONE_COMPILE=0 is
-set; torch's own kernels then do the work. The result is kept in the user's cache folder under a
-name that holds the source, the compiler and the processor.
-"""
+"""The recurrences of `recurrence.cpp` (`native.py` compiles it); without it torch does the work."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
+from inkstone.nn import native
 from inkstone.nn.steps import Steps
 
-SOURCE = Path(__file__).with_name("recurrence.cpp")
 KINDS = ("rnn", "lstm", "gru")
 BLOCK = 16  # rows, and columns of a tile: L of the source
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
-NATIVE = ("-march=native", "-mcpu=native")  # a compiler knows one of them
-PATIENCE_S = 120
 NUMBERS = ("H", "n_steps", "reverse", "thread", "n_threads", "out_stride", "rows")
 POINTERS = (
     "offsets", "x", "extra", "packed", "bias", "out", "h", "next", "state",
@@ -46,65 +30,23 @@ class Job(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled recurrences; None where they cannot be had."""
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if os.environ.get("INKSTONE_COMPILE") == "0" or compiler is None:
-        return None
-    try:
-        key = hashlib.sha256(
-            "\0".join((SOURCE.read_text("utf-8"), compiler, _processor())).encode()
-        )
-        folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            return None  # nobody else's code is loaded
-        path = folder / f"recurrence-{key.hexdigest()[:32]}.so"
-        if not path.exists():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compile to `path`, which appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        made = Path(temporary) / path.name
-        for native in NATIVE:
-            command = [compiler, *FLAGS, native, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
-            if done.returncode == 0:
-                os.replace(made, path)
-                return
-        raise OSError(f"{compiler} cannot compile {SOURCE.name}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-        flags = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.processor()
-    return f"{platform.machine()} {flags}"
-
-
-@functools.cache
 def _has_bf16() -> bool:
-    found = library()
+    found = native.library("recurrence")
     return found is not None and found.recurrence_has_bf16() == 1
 
 
 def fits(dtype: torch.dtype, device: torch.device, hidden_size: int) -> bool:
     """Whether `Recurrence` can do this here."""
-    if device.type != "cpu" or hidden_size % (2 * BLOCK) or library() is None:
+    if device.type != "cpu" or torch.compiler.is_compiling() or hidden_size % (2 * BLOCK):
+        return False
+    if native.library("recurrence") is None:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _has_bf16())
 
 
 def run(kind: str, *, backward: bool, job: dict[str, Tensor | int | None], rows: int) -> None:
     """Run one direction of time over all steps, the rows shared out among torch's threads."""
-    found = library()
+    found = native.library("recurrence")
     assert found is not None
     x = job["x"]
     assert isinstance(x, Tensor)
@@ -117,15 +59,7 @@ def run(kind: str, *, backward: bool, job: dict[str, Tensor | int | None], rows:
         failed = function(KINDS.index(kind), int(backward), ctypes.byref(mine))
         assert not failed
 
-    others = [_pool().submit(part, thread) for thread in range(1, threads)]
-    part(0)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="recurrence")
+    native.share(part, threads)
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -167,8 +101,18 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, x, w_x, b_x, w_h, b_h, h0, c0, steps: Steps, kind: str, reverse: bool
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        w_x: Tensor,
+        b_x: Tensor,
+        w_h: Tensor,
+        b_h: Tensor | None,
+        h0: Tensor,
+        c0: Tensor | None,
+        steps: Steps,
+        kind: str,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """[N, D] and states [R, H] in the order of the steps → [N, H], [R, H], [R, H] or None."""
         size, first, dtype = w_h.shape[1], steps.sizes[0], x.dtype
         gates = len(w_h) // size
@@ -182,12 +126,13 @@ class Recurrence(torch.autograd.Function):
         extra = x.new_empty(len(x), size) if kind != "rnn" else None
         start = padded(h0, dtype)
         state = padded(h0 if c0 is None else c0, torch.float32)
+        last_state = state.clone()
         bias = None if b_h is None else b_h.float()
-        job = {
+        job: dict[str, Tensor | int | None] = {
             "H": size, "n_steps": len(steps.sizes), "reverse": int(reverse), "out_stride": size,
             "offsets": steps.offsets, "x": pre, "extra": extra, "bias": bias, "out": out,
             "packed": pack_forward(w_h, gates), "h": start.clone(), "next": start.clone(),
-            "state": state.clone(),
+            "state": last_state,
         }  # fmt: skip
         run(kind, backward=False, job=job, rows=first)
         last = torch.arange(first) if reverse else steps.last
@@ -195,19 +140,21 @@ class Recurrence(torch.autograd.Function):
         h_n[:first] = out[last]
         if c0 is not None:
             c_n = c0.to(dtype, copy=True)
-            c_n[:first] = job["state"][:first].to(dtype)
-        ctx.save_for_backward(x, w_x, w_h, out, start, state)
-        ctx.made, ctx.about = (pre, extra), (steps, kind, reverse)
+            c_n[:first] = last_state[:first].to(dtype)
+        ctx.save_for_backward(x, w_x, w_h, out, start, state, pre, extra)
+        ctx.about, ctx.taken = (steps, kind, reverse), False
         ctx.set_materialize_grads(False)
         return out, h_n, c_n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out, d_h, d_c):  # type: ignore[no-untyped-def,override]
-        if ctx.made is None:
+    def backward(  # type: ignore[override]
+        ctx: Any, d_out: Tensor | None, d_h: Tensor | None, d_c: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if ctx.taken:
             raise RuntimeError("the gradients of a recurrence can be taken only once")
-        (pre, extra), ctx.made = ctx.made, None
-        x, w_x, w_h, out, start, state = ctx.saved_tensors
+        ctx.taken = True
+        x, w_x, w_h, out, start, state, pre, extra = ctx.saved_tensors
         steps, kind, reverse = ctx.about
         size, first, room = w_h.shape[1], steps.sizes[0], len(start)
         n = steps.n_sequences
@@ -220,7 +167,7 @@ class Recurrence(torch.autograd.Function):
 
         dh, dc = padded(d_h), padded(d_c)
         d_bias = torch.zeros(max(1, torch.get_num_threads()), 2, len(w_h))
-        job = {
+        job: dict[str, Tensor | int | None] = {
             "H": size, "n_steps": len(steps.sizes), "reverse": int(reverse), "out_stride": size,
             "offsets": steps.offsets, "x": pre, "extra": extra, "out": out,
             "packed": pack_backward(w_h), "d_out": None if d_out is None else d_out.contiguous(),

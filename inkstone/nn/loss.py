@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inkstone.nn import pointwise
+
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 27  # of one chunk of logits
 SOFTMAX_BYTES = 1 << 22  # of the fp32 rows in hand on a CPU: they stay in its cache
@@ -118,6 +120,11 @@ def _score(
     scores: Tensor, targets: Tensor, z_loss: float, smoothing: float, *, want_gradient: bool
 ) -> Tensor:
     """Sum of the losses of these rows; `scores` [n, V] becomes d(loss)/d(scores) in place."""
+    if pointwise.fits(scores):
+        log_z, at_target, mean = pointwise.cross_entropy(
+            scores, targets, z_loss, smoothing, want_gradient=want_gradient
+        )
+        return _losses(log_z, at_target, mean, z_loss, smoothing).sum()
     total = torch.zeros((), dtype=torch.float32, device=scores.device)
     for rows in _row_slices(scores):
         low, target = scores[rows], targets[rows, None]
@@ -125,13 +132,8 @@ def _score(
         at_target = low.gather(1, target).float()
         p = torch.softmax(low, 1, dtype=torch.float32)
         log_z = top - p.amax(1, keepdim=True).log()  # exact, because no row's largest p is small
-        loss = log_z - at_target
-        if smoothing:
-            mean = low.mean(1, keepdim=True, dtype=torch.float32)
-            loss = loss + smoothing * (at_target - mean)
-        if z_loss:
-            loss = loss + z_loss * log_z.square()
-        total += loss.sum()
+        mean = low.mean(1, keepdim=True, dtype=torch.float32) if smoothing else log_z
+        total += _losses(log_z, at_target, mean, z_loss, smoothing).sum()
         if want_gradient:
             if z_loss:
                 p.mul_(1 + 2 * z_loss * log_z)
@@ -140,6 +142,17 @@ def _score(
             p.scatter_add_(1, target, torch.full_like(log_z, smoothing - 1.0))
             low.copy_(p)
     return total
+
+
+def _losses(
+    log_z: Tensor, at_target: Tensor, mean: Tensor, z_loss: float, smoothing: float
+) -> Tensor:
+    loss = log_z - at_target
+    if smoothing:
+        loss = loss + smoothing * (at_target - mean)
+    if z_loss:
+        loss = loss + z_loss * log_z.square()
+    return loss
 
 
 def _row_slices(scores: Tensor) -> Iterator[slice]:

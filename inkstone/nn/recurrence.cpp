@@ -6,13 +6,7 @@
 // through all steps, and nobody waits. Numbers are fp32, or bf16 in memory with fp32 sums where the
 // processor multiplies bf16 tiles (AMX). Shapes: N tokens, R sequences, H units, G gates.
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if defined(__AVX512F__) || defined(__AMX_TILE__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -23,57 +17,8 @@
 
 namespace {
 
-constexpr int L = 16;  // numbers in a vector, rows in a block, columns in a tile
-typedef float V __attribute__((vector_size(64)));
-typedef float Vu __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t Hu __attribute__((vector_size(32), aligned(2)));
-typedef uint16_t bf16;
-
 enum Kind { RNN = 0, LSTM = 1, GRU = 2 };
 constexpr int gates(int kind) { return kind == LSTM ? 4 : kind == GRU ? 3 : 1; }
-
-#define INLINE inline __attribute__((always_inline))
-
-INLINE V fill(float x) { return V{} + x; }
-INLINE V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
-INLINE void store(float* p, V x) { *reinterpret_cast<Vu*>(p) = x; }
-INLINE V load(const bf16* p) {
-#ifdef __AVX512F__
-  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#else
-  return (V)(__builtin_convertvector(*reinterpret_cast<const Hu*>(p), U) << 16);
-#endif
-}
-INLINE void store(bf16* p, V x) {
-#ifdef __AVX512BF16__
-  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-#else
-  U bits = (U)x;
-  bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  *reinterpret_cast<Hu*>(p) = __builtin_convertvector(bits, Hu);
-#endif
-}
-
-INLINE V divide(V a, V b) {
-#ifdef __AVX512F__
-  V r = (V)_mm512_rcp14_ps((__m512)b);  // 14 bits, and one step of Newton's
-  return a * (r * (2.0f - b * r));
-#else
-  return a / b;
-#endif
-}
-
-// Rational minimax approximation on [-9, 9], relative error 2e-8 before rounding; NaN stays NaN.
-INLINE V tanh_of(V x) {
-  x = x > 9.0f ? fill(9.0f) : x;
-  x = x < -9.0f ? fill(-9.0f) : x;
-  V u = x * x;
-  V p = (((1.33548248e-08f * u + 2.06092209e-05f) * u + 3.49559728e-03f) * u + 1.33810341e-01f) * u + 1.0f;
-  V q = (((7.77663104e-07f * u + 3.28564929e-04f) * u + 2.58770175e-02f) * u + 4.67143506e-01f) * u + 1.0f;
-  return divide(x * p, q);
-}
-INLINE V sigmoid(V x) { return 0.5f * tanh_of(0.5f * x) + 0.5f; }
 
 // What one call works on; rows are sorted by length, tokens stand step by step.
 template <class E>

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -256,14 +256,14 @@ def _torch_read(
         bias = torch.zeros_like(cell.x.bias) if cell.h.bias is None else cell.h.bias
         weights += [cell.x.weight, cell.recurrent_weight(), cell.x.bias, bias]
     weights = [w.to(x.dtype) for w in weights]
-    kernel = {"rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}[cells[0].KIND]
+    kernels: dict[str, Any] = {"rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
     begin = [torch.stack(parts).to(x.dtype)[:, :n] for parts in zip(*states, strict=True)]
     if not n:
         return x.new_zeros(0, len(cells) * cells[0].hidden_size), list(states)
-    out, *ends = kernel(
+    out, *ends = kernels[cells[0].KIND](
         x, torch.tensor(steps.sizes), begin if len(begin) > 1 else begin[0], weights,
         True, 1, 0.0, False, len(cells) > 1,
-    )  # type: ignore[call-overload]  # fmt: skip
+    )  # fmt: skip
     if n < steps.n_sequences:  # sequences without a token stay where they are
         ends = [
             torch.cat((end, torch.stack(parts).to(x.dtype)[:, n:]), 1)

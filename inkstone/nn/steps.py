@@ -103,7 +103,7 @@ class Steps:
     @cached_property
     def rows(self) -> Tensor:
         """[N] int64, the sorted sequence that each token belongs to."""
-        starts = self.offsets[:-1].repeat_interleave(torch.tensor(self.sizes))
+        starts = self.offsets[:-1].repeat_interleave(torch.tensor(self.sizes, dtype=torch.int64))
         return (torch.arange(self.n_tokens) - starts).to(self.device)
 
     @cached_property
@@ -153,7 +153,8 @@ class Steps:
         if self.rank is None:
             parts = (x[first:], initial) if reverse else (initial, x[: len(x) - first])
             return torch.cat(parts)
-        before = torch.tensor(self.sizes[:-1]).repeat_interleave(torch.tensor(self.sizes[1:]))
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        before = sizes[:-1].repeat_interleave(sizes[1:])
         earlier = (torch.arange(first, self.n_tokens) - before).to(self.device)
         if not reverse:
             return torch.cat((initial[:first], x.index_select(0, earlier)))

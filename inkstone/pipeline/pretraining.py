@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +153,11 @@ def _samples(
     fill = fill_mask if objective.KINDS == ("encoder",) else write
     prompts = list(settings.prompts)
     if not prompts:
-        corpus = prepared.valid or prepared.train
-        length = min(SAMPLE_TOKENS, objective.seq_len - 8)
-        documents = islice(Pieces(corpus, length).in_order(), 0, 40 * settings.samples, 40)
-        prompts = [objective.hide(row, number) for number, row in enumerate(documents)]
+        length = max(4, min(SAMPLE_TOKENS, objective.seq_len - 8))
+        pieces = Pieces(prepared.valid or prepared.train, length)
+        count = min(settings.samples, len(pieces))
+        rows = [pieces.row(number * len(pieces) // count) for number in range(count)]
+        prompts = [objective.hide(row, number) for number, row in enumerate(rows)]
     texts = prompts[: max(settings.samples, len(settings.prompts))]
     found = fill(model, tokenizer, texts)
     return [

@@ -199,13 +199,15 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
     dtype = devices.training_dtype(where, recipe.training.precision)
     make = objective.maker(recipe, prepared.tokenizer)
     family = registry.load("models", recipe.model.family)
+    early = make and make(recipe.corpus.seq_len or 64)  # the length is not settled yet
     return plan_run(
         prepared.facts,
         machine,
         given,
         precision="bf16" if dtype == torch.bfloat16 else "fp32",
         time_step=StepTimer(recipe.model.family, where, make=make),
-        fixed=make and objective.fixed_fields(recipe, make(recipe.corpus.seq_len or 64)),
+        fixed=objective.fixed_fields(recipe, early) if early else None,
+        density=early.density if early else 1.0,
         flops=make and (lambda config, length: make(length).flops_per_token(family, config)),
     )
 

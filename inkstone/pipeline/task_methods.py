@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from inkstone import device as devices
+from inkstone import registry
 from inkstone.errors import UsageError
+from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.inference.fill import Filled, fill_mask, write
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
@@ -17,6 +19,8 @@ from inkstone.tasks._base import Task
 from inkstone.tasks.classification import Classification
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
+from inkstone.text.config import TextConfig
+from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
@@ -107,7 +111,7 @@ class TaskMethods:
         return self._predict("translation", [translation.Example(x) for x in text])
 
     @overload
-    def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...
+    def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
 
     @overload
     def fill_mask(self, text: Sequence[str], *, top: int = 5) -> list[Filled]: ...
@@ -136,6 +140,21 @@ class TaskMethods:
                 fix="train a model that is: inkstone train bert-small-mlm --data FOLDER",
             )
         return found[0] if isinstance(text, str) else found
+
+    @property
+    def objective(self) -> str | None:
+        """The objective that it was pre-trained by; None of any other model."""
+        name = str(self.info.get("task"))
+        known = name in registry.names("tasks")
+        return name if known and hasattr(registry.load("tasks", name), "Objective") else None
+
+    def _text_config(self) -> TextConfig:
+        """How the training files were read: the same field, the same documents."""
+        recipe = self.info.get("recipe")
+        try:
+            return TextConfig(**recipe["text"])  # type: ignore[index]
+        except (TypeError, KeyError, ValueError):
+            return TextConfig()  # somebody else's model
 
     @property
     def _repairs(self) -> bool:
@@ -170,7 +189,16 @@ class TaskMethods:
             return predict_file(self.predictor, source, target)
 
     def evaluate(self, data: str | Path) -> dict[str, Any]:
-        """Scores with confidence intervals, errors and worst mistakes on labelled examples."""
+        """Scores on data that the model has not seen.
+
+        Of a task: with confidence intervals, errors and worst mistakes on labelled examples. Of a
+        pre-trained model: how well it fills in what its objective hides in plain text.
+        """
+        if self.objective is not None and self.tokenizer is not None:
+            known = objective_of(self.info, self.tokenizer, self.model.config.max_seq_len)
+            documents = read(Path(data), config=self._text_config())
+            with self._fast():
+                return score_texts(known, self.model, (d.text for d in documents))
         self._task()
         assert self.predictor is not None
         with self._fast():
@@ -197,6 +225,8 @@ class TaskMethods:
         if task is None or (name not in (None, task.NAME)):
             trained = "continue text" if task is None else f"do {task.NAME}"
             verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
+            if task is None and self.objective is not None:
+                trained, verb = "fill in what is hidden", "fill_mask"
             raise UsageError(f"{self.path} was trained to {trained}", fix=f"use .{verb}(…)")
         return task
 

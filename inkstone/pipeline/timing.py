@@ -93,10 +93,11 @@ class StepTimer:
         config = TrainingConfig(optimizer=step["optimizer"], max_steps=1)
         optimizers = Optimizers(model, config)
         batch: Any
+        loss_of: Callable[[Any, Any], Any] = language_modeling.loss
         if self.make is None:
             shape = (rows, step["seq_len"])
             tokens = torch.randint(model.config.vocab_size, shape, device=self.device)
-            batch, loss_of = Batch(tokens, tokens), language_modeling.loss
+            batch = Batch(tokens, tokens)
         else:
             objective = self.make(step["seq_len"])
             batch, loss_of = objective.example(rows).to(self.device), objective.loss

@@ -71,6 +71,7 @@ def plan_run(
     time_step: StepTimer | None = None,
     fixed: Mapping[str, Any] | None = None,
     flops: Flops | None = None,
+    density: float = 1.0,
 ) -> Plan:
     """Choose everything between the tokens and the first step.
 
@@ -82,11 +83,12 @@ def plan_run(
         time_step: Times one real step of a candidate, to correct the first guess.
         fixed: What the objective needs in the model's `Config`; None for language modelling.
         flops: Of the objective; None for language modelling.
+        density: Targets for each token that is read: the law counts what is learned from.
 
     Raises:
         ModelError: The given model settings cannot be combined.
     """
-    return _Planner(facts, machine, given, precision, time_step, fixed, flops).plan()
+    return _Planner(facts, machine, given, precision, time_step, fixed, flops, density).plan()
 
 
 class _Planner:
@@ -101,8 +103,9 @@ class _Planner:
         time_step: StepTimer | None,
         fixed: Mapping[str, Any] | None = None,
         flops: Flops | None = None,
+        density: float = 1.0,
     ) -> None:
-        self.fixed, self.flops = dict(fixed or {}), flops
+        self.fixed, self.flops, self.density = dict(fixed or {}), flops, density
         self.epochs_useful = c.EPOCHS_USEFUL if fixed is None else c.EPOCHS_CORRUPTED
         self.facts, self.machine, self.precision = facts, machine, precision
         self.time_step = time_step
@@ -246,7 +249,8 @@ class _Planner:
             tokens = time / seconds * per_step
         else:
             tokens = float((self.max_steps or 1) * per_step)
-        budget = Budget(shape.parameters, tokens, float(max(1, self.facts.train_tokens)))
+        unique = self.density * max(1, self.facts.train_tokens)
+        budget = Budget(shape.parameters, self.density * tokens, unique)
         return predicted_loss(budget), tokens, seconds
 
     def _guess(self, shape: Shape, per_step: int) -> float:

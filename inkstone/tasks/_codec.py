@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +11,8 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 STARTS = ("[CLS]", "<s>", "<cls>")
 ENDS = ("[SEP]", "</s>", "<sep>")
 MASKS = ("[MASK]", "<mask>")
+SENTINEL = re.compile(r"<extra_id_\d+>")
+MARK = re.compile("|".join(map(re.escape, MASKS)) + "|" + SENTINEL.pattern)  # of what is hidden
 WORDS_KEPT = 1 << 16  # words whose ids are remembered
 Truncate = Literal["end", "start", "middle"]
 

@@ -73,8 +73,7 @@ class Reconstruction(Objective):
 
     def hide(self, row: Ids, number: int) -> str:
         source, _ = self.corrupt(row, self.random(HELD_OUT_SEED, number))
-        marks = source[len(self.tokenizer.frame()[0]) : -1]
-        return self.tokenizer.decode(marks.tolist(), skip_special=False).strip()
+        return self.shown(source[len(self.tokenizer.frame()[0]) : -1])
 
     def scored(self, model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         assert batch.source_ids is not None

@@ -9,6 +9,7 @@ the same batches.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from inkstone.corpora.rows import Ids, Pieces, RowStream, Windows
 from inkstone.corpora.shards import Corpus
 from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.tasks._batch import TokenBatch
-from inkstone.tasks._codec import Codec
+from inkstone.tasks._codec import MARK, Codec
 from inkstone.tokenizers.boundaries import Boundaries
 from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import Tokenizer
@@ -141,6 +142,11 @@ class Objective(ABC):
     @abstractmethod
     def rule(self) -> str:
         """How held-out scores are computed, in words."""
+
+    def shown(self, ids: Ids) -> str:
+        """Text with marks in it, as a user would write it."""
+        text = self.tokenizer.decode(ids.tolist(), skip_special=False)
+        return re.sub(rf"(?<=\S)(?={MARK.pattern})", " ", text).strip()
 
     def random(self, seed: int, number: int) -> np.random.Generator:
         """What decides about row `number`: the same numbers at any time."""

@@ -162,7 +162,13 @@ class Task(_base.Task[Example, Heard]):
                 fix="name its field with task.turns_field, or give rated responses: "
                 f"{c.context_field}, {c.response_field}, {c.attribute_field}, {c.rating_field}",
             )
-        return Example(*turns_of(values[field], record.place, field))
+        roles, texts = turns_of(values[field], record.place, field)
+        if not any(map(self._learned, roles)):
+            raise DataError(
+                f"{record.place}: nobody whose words are learned speaks in {field!r}",
+                fix='remove the line, or learn what both say with task.learn="all"',
+            )
+        return Example(roles, texts)
 
     def example(self, text: str) -> Example:
         return Example((USER,), (normalize(text),))

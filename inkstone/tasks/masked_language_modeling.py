@@ -278,7 +278,7 @@ class Objective(Base):
         places = np.flatnonzero(alone)
         if len(places):
             ids[random.choice(places)] = self.mask_id
-        return self.tokenizer.decode(ids.tolist(), skip_special=False).strip()
+        return self.shown(ids)
 
     # --- what the model does ---------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from inkstone.errors import RunError
+from inkstone.nn import native
 from inkstone.training.config import TrainingConfig
 
 FREE = {  # settings that change nothing of what is learned
     "save_every", "save_minutes", "keep_checkpoints", "log_every", "tensorboard",
 }  # fmt: skip
 LAST_BITS = {  # may change between sessions: the run goes on, but no longer bit for bit
-    "torch", "threads", "device", "inkstone",
+    "torch", "threads", "device", "inkstone", "compiled",
     "training.micro_batch_size", "training.compile", "training.activation_checkpointing",
 }  # fmt: skip
 
@@ -28,6 +29,7 @@ def foundations(model: Any, config: TrainingConfig, device: torch.device) -> dic
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
         "device": str(device),
+        "compiled": str(device.type == "cpu" and native.library("pointwise") is not None),
         **{f"training.{key}": str(value) for key, value in settings.items()},
         **{f"model.{key}": str(value) for key, value in model.config.model_dump().items()},
     }

@@ -72,6 +72,9 @@ def train_words(
     its group (fastText: itself and its n-grams; word2vec: only itself), and every one of them takes
     the whole gradient of the mean, as in fastText's.
 
+    The output rows move one after another; where noise draws a word twice, its second move starts
+    from the first.
+
     Args:
         rows: [N] words, or UNKNOWN, or BREAK.
         inputs: [R, D] rows that words are made of.

@@ -129,7 +129,7 @@ class Trainer(ABC):
         """
         mine = self.state() | {"done": state.get("done")}
         done = state.get("done")
-        if dict(state) != mine or not isinstance(done, int) or not 0 <= done <= self.total:
+        if dict(state) != mine or type(done) is not int or not 0 <= done <= self.total:
             raise CheckpointError("the saved position belongs to other data or settings")
         if set(arrays) != set(self.arrays):
             raise CheckpointError(f"the saved state holds {sorted(arrays)}")

@@ -76,7 +76,15 @@ def test_texts_are_scored_as_sacrebleu_scores_them() -> None:
     assert "tok:13a" in bleu.definition and bleu.scale == 1.0
     for row in (bleu, chrf):
         assert json.loads(json.dumps(row.to_dict())) == row.to_dict()
-        assert row.low <= row.high
+        assert row.low <= row.value <= row.high
+
+
+def test_texts_that_are_all_wrong_have_an_interval() -> None:
+    """Some draws score nothing at all, others a little."""
+    pytest.importorskip("sacrebleu")
+    task = translation.Task(translation.Config())
+    bleu, chrf = scores.score(task, ["q", "zz", "x"], ["a b c d", "zz", "the cat"], resamples=200)
+    assert chrf.low == 0.0 < chrf.value < chrf.high and bleu.low <= bleu.value <= bleu.high
 
 
 def test_the_interval_is_that_of_a_share() -> None:

@@ -64,5 +64,13 @@ def test_one_context_serves_as_many_rows_as_it_has_copies() -> None:
         assert ours == pytest.approx(slowly(model, [1, 2], ids, 3), abs=2e-5)
 
 
+def test_a_long_context_takes_no_room_from_the_row_of_a_short_one() -> None:
+    model = build("lamda")  # of 48 tokens
+    contexts, rows = [[1] * 44, [2, 3]], [(0, [4, 5, 6]), (1, [7] * 40)]
+    found = logprobs(model, contexts, rows, [3, 40])
+    for ours, (context, ids) in zip(found, rows, strict=True):
+        assert ours == pytest.approx(slowly(model, contexts[context], ids, len(ids)), abs=2e-5)
+
+
 def test_a_context_without_rows_is_not_read() -> None:
     assert logprobs(build("gpt2"), [[1] * 48, [1, 2]], [(1, [3])], [1]) != []

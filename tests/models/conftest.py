@@ -1,4 +1,4 @@
-"""Fixtures of the contract tests."""
+"""Fixtures of the contract tests, and the corpus of word vectors as in tests/vectors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.vectors.conftest import two_subjects
+
+__all__ = ["two_subjects", "unwritten_memory_is_nan"]
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "lamda": [{}, {"n_buckets": 8, "max_distance": 12, "head_dim": 16}],
     "mixtral": [{"n_experts": 3}, {"n_experts": 4, "n_experts_used": 1, "sliding_window": 5}],
 }
+SLOW = ("lstm", "gru")  # gates open slowly: more and larger steps to learn one batch by heart
 
 
 def _cases() -> list[Any]:
@@ -157,13 +158,16 @@ def test_overfits_one_batch(family: ModuleType, config: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = family.Model(family.Config(**config))
     ids = _ids(4, 16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
+    slow = family.__name__.rsplit(".", 1)[-1] in SLOW
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-2 if slow else 1e-2)
+    for _ in range(150 if slow else 60):
         hidden = model.hidden(ids[:, :-1])
         total, count = chunked_cross_entropy(hidden, model.head_weight, ids[:, 1:])
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()
+        if float(total.detach()) / count < 0.2:
+            break
     assert float(total.detach()) / count < 0.2
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inkstone.models import lstm
-from inkstone.nn import compiled, recurrent
+from inkstone.nn import compiled, native, recurrent
 from inkstone.nn.linear import Embedding
 from inkstone.nn.recurrent import (
     GRU,
@@ -179,7 +179,7 @@ def test_gradients_can_be_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INKSTONE_COMPILE", "0")
-    assert compiled.library.__wrapped__() is None
+    assert native.library.__wrapped__("recurrence") is None
 
 
 # --- the AWD-LSTM's regularisers -----------------------------------------------------------------

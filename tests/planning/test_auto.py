@@ -140,3 +140,36 @@ def test_vocabulary_makes_room_for_characters() -> None:
     assert flat(plan_vocabulary(of, "bpe", None, 10, "cpu"))["tokenizer.vocab_size"] >= 6000
     assert not plan_vocabulary(of, "char", None, 10, "cpu").choices
     assert not plan_vocabulary(of, "bpe", 777, 10, "cpu").values()
+
+
+@pytest.mark.parametrize(
+    ("family", "fixed"),
+    [("bert", {"head": "pretraining"}), ("roberta", {"head": "mlm", "first_position": 2}),
+     ("modernbert", {"head": "mlm"}), ("t5", {"start_id": 1}), ("bart", {"start_id": 2})],
+)  # fmt: skip
+def test_an_objective_gets_a_shape_that_holds_what_it_needs(
+    family: str, fixed: dict[str, Any]
+) -> None:
+    seen: list[int] = []
+
+    def flops(config: Any, length: int) -> float:
+        seen.append(length)
+        return 2.0 * registry.load("models", family).count_parameters(config)
+
+    given = {"training": {"minutes": 5.0}, "model": {"family": family}}
+    result = plan_run(facts(), MACHINE, given, precision="bf16", fixed=fixed, flops=flops)
+    values = flat(result)
+    assert set(seen) == {values["corpus.seq_len"]}
+    fields = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+    config = registry.load("models", family).Config(
+        **{k: v for k, v in fields.items() if k != "family"}
+    )
+    assert all(getattr(config, name) == value for name, value in fixed.items())
+    assert config.n_heads * config.head_dim == config.d_model
+
+
+def test_text_that_is_hidden_anew_may_be_read_more_often() -> None:
+    little, given = facts(tokens=100_000), {"training": {"minutes": 600}}
+    plain = plan(given, little).predicted["epochs"]
+    hidden = plan_run(little, MACHINE, given, precision="bf16", fixed={}).predicted["epochs"]
+    assert plain <= c.EPOCHS_USEFUL + 1 < hidden <= c.EPOCHS_CORRUPTED + 1

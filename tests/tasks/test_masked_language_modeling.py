@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_fifteen_percent_are_targets_eighty_ten_ten(
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_whole_words_stay_whole(tokenizers: Tokenizers, name: str) -> None:
     made = objective(tokenizers[name], whole_words=True, share=0.3)
-    text = "the old walker walked slowly, walking over unbelievable hills. Stones! birds."
+    text = "the oldest overwalker, stonewalking over unslow hillrivers. Stonebirds! believable."
     row = np.array(tokenizers[name].encode(text))
     starts = made.boundaries.word_starts(row)
     assert 5 < starts.sum() < len(row)  # several words, some of several pieces
@@ -154,22 +155,18 @@ def _original(batch: MaskedBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pairs", ["next_sentence", "sentence_order"])
-def test_labels_of_pairs_are_right(
-    tokenizers: Tokenizers, make_corpus: MakeCorpus, pairs: str
-) -> None:
-    tokenizer = tokenizers["bert"]
-    made = objective(tokenizer, pairs=pairs)
-    # every document is a run of its own in one numbering of all words
-    words = sorted(made.boundaries.words.tolist())[20:320]
-    texts = [words[30 * i : 30 * i + 30] for i in range(10)]
-    corpus = make_corpus("bert", ["x"])  # replaced below
+def test_labels_of_pairs_are_right(tokenizers: Tokenizers, pairs: str) -> None:
+    made = objective(tokenizers["bert"], pairs=pairs)
+    words = made.boundaries.words[:80].tolist()
+    texts = [words[10 * i : 10 * i + 10] for i in range(8)]  # no word in two of them
     rows = [np.array(text) for text in texts]
-    others = lambda number, random: rows[(number + 1 + int(random.integers(9))) % 10]  # noqa: E731
-    batch = made.collate(range(10), rows, 7, others)
-    assert corpus.n_tokens and batch.labels is not None and batch.token_types is not None
+
+    def others(number: int, random: np.random.Generator) -> Any:
+        return rows[(number + 1 + int(random.integers(7))) % 8]
+
     follows = 0
     for seed in range(20):
-        batch = made.collate(range(10), rows, seed, others)
+        batch = made.collate(range(8), rows, seed, others)
         assert batch.labels is not None and batch.token_types is not None
         for n, (ids, types, label) in enumerate(
             zip(_original(batch), batch.token_types, batch.labels, strict=True)
@@ -187,7 +184,7 @@ def test_labels_of_pairs_are_right(
                 assert [*second, *first] == texts[n][: len(first) + len(second)]
             else:
                 assert not set(second) & set(texts[n])
-    assert 70 < follows < 130  # of 200
+    assert 55 < follows < 105  # of 160
 
 
 def test_next_sentences_come_from_another_document(
@@ -250,7 +247,8 @@ def _compare(made: Objective, family: str, corpus: Corpus, folder: Any, monkeypa
     transformers.logging.disable_progress_bar()
     model = model_for(made, family).eval()
     save_model(folder, model, made.tokenizer)
-    theirs = transformers.AutoModelForPreTraining.from_pretrained(folder).eval()
+    named = json.loads((folder / "config.json").read_text())["architectures"][0]
+    theirs = getattr(transformers, named).from_pretrained(folder).eval()
     batch = next(made.stream(corpus, tokens=300, seed=1))
     real = torch.ones_like(batch.input_ids)
     if batch.attention_mask is not None:
@@ -258,8 +256,6 @@ def _compare(made: Objective, family: str, corpus: Corpus, folder: Any, monkeypa
     options: dict[str, Any] = {"labels": batch.targets, "attention_mask": real}
     if batch.token_types is not None:
         options |= {"token_type_ids": batch.token_types, "next_sentence_label": batch.labels}
-    if type(theirs).__name__ == "BertForPreTraining" and batch.labels is None:
-        theirs = transformers.BertForMaskedLM.from_pretrained(folder).eval()
     with torch.no_grad():
         expected = float(theirs(batch.input_ids, **options).loss)
         total, count = made.loss(model, batch)

@@ -83,7 +83,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b"1 2\n\xff\xfe 1 2\n", "is not UTF-8"),
     "overlong UTF-8": (b"1 2\n\xc0\xaf 1 2\n", "is not UTF-8"),
     "no word": (b"1 2\n 1 2\n", "the word is empty"),
-    "endless line": (b"1 2\na 1 " + b" " * 9000 + b"\n", "too long"),
+    "endless line": (b"1 2\na" + b" 1" * 9000 + b"\n", "too long"),
     "glove, short row": (b"a 1 2 3\nb 1 2\n", "row 2: 2 numbers instead of 3"),
     "glove, long row": (b"a 1 2\nb 1 2 3\n", "row 2: 3 numbers instead of 2"),
     "glove, nan": (b"a 1 2\nb nan 2\n", "not finite"),

@@ -13,7 +13,8 @@ import torch
 from inkstone.vectors import compiled, plain
 from inkstone.vectors.vocabulary import BREAK, UNKNOWN, Vocabulary
 
-D, V, LR, STATE = 5, 9, 0.3, 88172645463325252
+D, V, LR, STATE = 5, 1000, 0.3, 88172645463325252
+SEEN = 9  # words of the text; noise comes from all
 needs_numba = pytest.mark.skipif(not compiled.available(), reason="needs the extra `vectors`")
 LOOPS = ["plain", pytest.param("compiled", marks=needs_numba)]
 Run = Callable[..., tuple[float, int, int]]
@@ -21,13 +22,13 @@ Run = Callable[..., tuple[float, int, int]]
 
 def rows() -> np.ndarray:
     """Texts of all lengths with unknown words: one word, none, many."""
-    stream = np.random.default_rng(1).integers(UNKNOWN, V, 60).astype(np.int32)
+    stream = np.random.default_rng(1).integers(UNKNOWN, SEEN, 60).astype(np.int32)
     stream[[0, 7, 8, 10, 31]] = BREAK
     return stream
 
 
 def vocabulary() -> Vocabulary:
-    return Vocabulary(tuple("abcdefghi"), np.array([60, 40, 30, 20, 9, 5, 3, 2, 1]))
+    return Vocabulary(tuple(f"w{n}" for n in range(V)), 5000 // np.arange(1, V + 1))
 
 
 def groups(subwords: bool) -> list[list[int]]:
@@ -41,6 +42,8 @@ class Textbook:
         self.inputs, self.output = (torch.tensor(a, dtype=torch.float64) for a in arrays)
         self.cbow, self.hierarchical, self.state = cbow, hierarchical, STATE
         self.words, self.losses, self.kept = vocabulary(), list[float](), 0
+        self.table = self.words.noise(0.0)
+        self.tree = self.words.huffman()
 
     def number(self) -> int:
         x = self.state
@@ -51,28 +54,27 @@ class Textbook:
 
     def noise(self) -> int:
         x = self.number()
-        entry = int(self.words.noise()[(x >> 32) * V // 2**32])
+        entry = int(self.table[(x >> 32) * V // 2**32])
         own, other = divmod(entry, 2**32)
         return (x >> 32) * V // 2**32 if x % 2**32 < own else other
 
     def predict(self, h: torch.Tensor, word: int, look: bool) -> torch.Tensor:
-        h = h.clone().requires_grad_()
         if self.hierarchical:
-            tree = self.words.huffman()
+            tree = self.tree
             path = slice(int(tree.starts[word]), int(tree.starts[word + 1]))
             which = tree.nodes[path].tolist()
             signs = [1 - 2 * int(bit) for bit in tree.bits[path]]
         else:
             drawn = [x for _ in range(3) if (x := self.noise()) != word]
             which, signs = [word, *drawn], [1, *[-1] * len(drawn)]
-        out = self.output.clone().requires_grad_()
-        products = torch.stack([s * (out[n] @ h) for n, s in zip(which, signs, strict=True)])
-        loss = -torch.nn.functional.logsigmoid(products).sum()
+        assert len(set(which)) == len(which), "a word twice: choose another STATE"
+        h, out = h.clone().requires_grad_(), self.output[which].clone().requires_grad_()
+        loss = -torch.nn.functional.logsigmoid(torch.tensor(signs) * (out @ h)).sum()
         loss.backward()
-        if look:
-            self.losses.append(float(loss))
         assert out.grad is not None and h.grad is not None
-        self.output -= LR * out.grad
+        self.output[which] -= LR * out.grad
+        if look:
+            self.losses.append(loss.item())
         return -LR * h.grad
 
     def train(self, stream: list[int], keep: np.ndarray, window: int, own: list[list[int]]) -> None:
@@ -105,15 +107,15 @@ def arguments(arrays: list[np.ndarray], keep: np.ndarray, own: list[list[int]]) 
     tree = vocabulary().huffman()
     starts = np.cumsum([0, *map(len, own)])
     return [
-        rows(), *arrays, keep, starts, np.concatenate(own).astype(np.int32), vocabulary().noise(),
-        tree.starts, tree.nodes, tree.bits, 3, 3,
+        rows(), *arrays, keep, starts, np.concatenate(own).astype(np.int32),
+        vocabulary().noise(0.0), tree.starts, tree.nodes, tree.bits, 3, 3,
     ]  # fmt: skip
 
 
 def run(loop: str, given: list[Any], **kind: bool) -> tuple[float, int, int]:
     if loop == "plain":
         return plain.train_words(*given, LR, STATE, **kind)
-    buffers = np.empty(60, np.int32), np.empty(20, np.uint64), np.empty(20, np.float32)
+    buffers = np.empty(60, np.int32), np.empty(99, np.uint64), np.empty(99, np.float32)
     called: Run = compiled.train_words(D, **kind)
     return called(*given, np.float32(LR), np.uint64(STATE), *buffers)
 
@@ -130,8 +132,8 @@ def start() -> list[np.ndarray]:
 def test_a_step_is_the_gradient(loop: str, cbow: bool, hierarchical: bool, subwords: bool) -> None:
     if subwords and loop == "compiled" and hierarchical:
         pytest.skip("the same code as the other three; each takes a second to compile")
-    arrays, keep, own = start(), vocabulary().keep(0.05), groups(subwords)
-    assert 0 < keep.min() < keep.max() == 1
+    arrays, keep, own = start(), vocabulary().keep(0.02), groups(subwords)
+    assert 0 < keep[0] < keep[8] <= keep.max() == 1
     expected = Textbook(arrays, cbow=cbow, hierarchical=hierarchical)
     expected.train(rows().tolist(), keep, 3, own)
     found = run(loop, arguments(arrays, keep, own), cbow=cbow, hierarchical=hierarchical)
@@ -143,7 +145,7 @@ def test_a_step_is_the_gradient(loop: str, cbow: bool, hierarchical: bool, subwo
 
 
 @needs_numba
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_vectors_that_diverged_reach_no_other_memory(value: float) -> None:
     arrays = [np.full_like(a, value) for a in start()]
     given = arguments(arrays, np.ones(V, np.float32), groups(False))
@@ -166,7 +168,7 @@ def test_glove_descends_equation_8_by_adagrad(loop: str) -> None:
         f = (count / x_max) ** alpha if count < x_max else 1.0
         cost = f * (a[:D] @ b[:D] + a[D] + b[D] - math.log(count)) ** 2 / 2
         cost.backward()
-        costs += float(cost)
+        costs += cost.item()
         for p, squares, at, leaf in ((w, w_squares, row, a), (c, c_squares, column, b)):
             assert leaf.grad is not None
             p[at] -= LR * leaf.grad / squares[at].sqrt()

@@ -1,0 +1,115 @@
+// What stands between the matmuls of a training step, for bf16 in memory: one pass through the cache
+// where torch makes several. The threads are those of torch's own matmuls (OpenMP), so that none
+// waits for a core on which another still spins.
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int64_t RUN = 1 << 14;  // numbers that a thread takes at a time
+
+INLINE float as_float(bf16 x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+INLINE float sum(V x) {
+  float total = 0;
+  for (int i = 0; i < L; i++) total += x[i];
+  return total;
+}
+
+// The last, shorter run of numbers goes through a whole vector.
+template <class Operation>
+INLINE void run(const bf16* a, const bf16* b, bf16* out, int64_t n, Operation operation) {
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(out + i, operation(load(a + i), load(b + i)));
+  if (i < n) {
+    bf16 x[L] = {}, y[L] = {}, z[L];
+    const size_t bytes = (n - i) * sizeof(bf16);
+    std::memcpy(x, a + i, bytes), std::memcpy(y, b + i, bytes);
+    store(z, operation(load(x), load(y)));
+    std::memcpy(out + i, z, bytes);
+  }
+}
+template <class Operation>
+INLINE void each(const bf16* a, const bf16* b, bf16* out, int64_t n, Operation operation) {
+#pragma omp parallel for schedule(static) if (n > RUN)
+  for (int64_t i = 0; i < n; i += RUN) run(a + i, b + i, out + i, std::min(RUN, n - i), operation);
+}
+
+constexpr float C = 0.79788456f, CUBE = 0.044715f;  // sqrt(2 / pi); Hendrycks and Gimpel 2016
+
+}  // namespace
+
+extern "C" {
+
+// Scores [rows, words], `stride` apart, become the gradient of the loss in place; see loss.py.
+// facts: log Z, the target's score, and the mean score of every row.
+void cross_entropy(bf16* scores, int64_t stride, int64_t rows, int64_t words, const int64_t* targets,
+                   float z_loss, float smoothing, float* facts, int64_t gradient) {
+  const int64_t whole = words / L * L;
+#pragma omp parallel for schedule(static) if (rows * words > RUN)
+  for (int64_t row = 0; row < rows; row++) {
+    thread_local std::vector<float> powers;
+    powers.resize(whole + L);
+    bf16* s = scores + row * stride;
+    bf16 rest[L];
+    for (int i = 0; i < L; i++) rest[i] = whole + i < words ? s[whole + i] : 0xFF80;  // -inf
+    V tops = load(rest), means = {};
+    for (int64_t i = 0; i < whole; i += L) {
+      V x = load(s + i);
+      tops = x > tops ? x : tops;
+      means += x;
+    }
+    float top = tops[0];
+    for (int i = 1; i < L; i++) top = std::max(top, tops[i]);
+    V sums = exp_of(load(rest) - top), more = {};
+    store(&powers[whole], sums);
+    int64_t i = 0;
+    for (; i + 2 * L <= whole; i += 2 * L) {
+      V x = exp_of(load(s + i) - top), y = exp_of(load(s + i + L) - top);
+      store(&powers[i], x), store(&powers[i + L], y);
+      sums += x, more += y;
+    }
+    for (; i < whole; i += L) {
+      V x = exp_of(load(s + i) - top);
+      store(&powers[i], x);
+      sums += x;
+    }
+    const float z = sum(sums + more), log_z = top + std::log(z);
+    float mean = sum(means);
+    for (i = whole; i < words; i++) mean += as_float(s[i]);
+    const int64_t target = targets[row];
+    facts[3 * row] = log_z;
+    facts[3 * row + 1] = as_float(s[target]);
+    facts[3 * row + 2] = mean / words;
+    if (!gradient) continue;
+    const float scale = (1 + 2 * z_loss * log_z) / z, shift = smoothing / words;
+    powers[target] += (smoothing - 1) / scale;
+    for (i = 0; i < whole; i += L) store(s + i, load(&powers[i]) * scale - shift);
+    store(rest, load(&powers[whole]) * scale - shift);
+    std::memcpy(s + whole, rest, (words - whole) * sizeof(bf16));
+  }
+}
+
+// GELU by its tanh form: y = x/2 (1 + tanh(C (x + CUBE x^3))).
+void gelu(const bf16* x, bf16* y, int64_t n) {
+  each(x, x, y, n, [](V a, V) {
+    return 0.5f * a * (1.0f + tanh_of(C * a * (1.0f + CUBE * a * a)));
+  });
+}
+
+void gelu_backward(const bf16* x, const bf16* d_y, bf16* d_x, int64_t n) {
+  each(x, d_y, d_x, n, [](V a, V d) {
+    V t = tanh_of(C * a * (1.0f + CUBE * a * a));
+    return d * (0.5f * (1.0f + t) + 0.5f * a * (1.0f - t * t) * C * (1.0f + 3.0f * CUBE * a * a));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,96 @@
+"""The compiled passes between matmuls give what torch gives, and torch stands in for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from inkstone.nn import native, pointwise
+from inkstone.nn.loss import chunked_cross_entropy
+
+compiled = pytest.mark.skipif(
+    native.library("pointwise") is None, reason="there is no C++ compiler here"
+)
+
+
+@compiled
+@pytest.mark.parametrize("words", [1000, 997, 8193])
+@pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.1)])
+def test_cross_entropy_is_the_formula(words: int, z_loss: float, smoothing: float) -> None:
+    torch.manual_seed(0)
+    room = torch.full((37, words + 40), float("nan")).bfloat16()
+    scores = room[:, :words]
+    scores.copy_(4 * torch.randn(37, words))
+    exact = scores.double().requires_grad_()
+    targets = torch.randint(0, words, (37,))
+    targets[0], targets[1] = 0, words - 1
+    log_z = exact.logsumexp(1)
+    smooth = (1 - smoothing) * exact.gather(1, targets[:, None])[:, 0] + smoothing * exact.mean(1)
+    expected = (log_z - smooth + z_loss * log_z.square()).sum()
+    (gradient,) = torch.autograd.grad(expected, exact)
+    facts = pointwise.cross_entropy(scores, targets, z_loss, smoothing, want_gradient=True)
+    torch.testing.assert_close(facts[0].double(), log_z.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(facts[2].double(), exact.detach().mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.double(), gradient, rtol=2**-8, atol=1e-7)
+    assert room[:, words:].isnan().all(), "wrote past its columns"
+
+
+@compiled
+def test_what_is_not_finite_stays_so() -> None:
+    for bad in (float("nan"), float("inf")):
+        scores = torch.randn(3, 2000).bfloat16()
+        scores[1, 7] = bad
+        log_z, at_target, _ = pointwise.cross_entropy(
+            scores, torch.tensor([1, 2, 1999]), 0.0, 0.0, want_gradient=True
+        )
+        assert (log_z - at_target).isfinite().tolist() == [True, False, True]
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(4096,), (3, 1367), (2, 5, 1001)])
+def test_gelu_and_its_gradient(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(shape)).bfloat16().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    d_y = torch.randn(shape).bfloat16()
+    y = pointwise.gelu(x)
+    assert "Gelu" in type(y.grad_fn).__name__ and "Gelu" in str(y.grad_fn)
+    expected = F.gelu(exact, approximate="tanh")
+    (found,) = torch.autograd.grad(y, x, d_y)
+    (right,) = torch.autograd.grad(expected, exact, d_y.double())
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=2**-14)
+    torch.testing.assert_close(found.double(), right, rtol=2**-7, atol=2**-12)
+
+
+@compiled
+def test_the_number_of_threads_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(200, 32).bfloat16().requires_grad_()
+    weight, targets = torch.randn(777, 32, requires_grad=True), torch.randint(0, 777, (200,))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            scores = (hidden @ weight.bfloat16().T).detach()
+            pointwise.cross_entropy(scores, targets, 0.0, 0.0, want_gradient=True)
+            found.append(scores)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].equal(found[1])
+
+
+def test_torch_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(200, 32).bfloat16().requires_grad_()
+    weight, targets = torch.randn(777, 32, requires_grad=True), torch.randint(0, 777, (200,))
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        total, _ = chunked_cross_entropy(hidden, weight, targets, label_smoothing=0.1)
+        return total.detach(), *torch.autograd.grad(total, (hidden, weight))
+
+    mine = gradients()
+    monkeypatch.setattr(native, "library", lambda name: None)
+    assert not pointwise.fits(hidden)
+    for a, b in zip(mine, gradients(), strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-2
