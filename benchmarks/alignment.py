@@ -47,7 +47,7 @@ def look(run: Path, text: str) -> tuple[list[str], list[str], Any]:
     model, tokenizer = opened.model, opened.tokenizer
     assert tokenizer is not None
     source = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id]])
-    config = BeamConfig(max_tokens=64)
+    config = BeamConfig(max_tokens=min(64, model.config.max_seq_len))
     written = translate(model, source, None, config, {tokenizer.eos_id})[0][0].ids
     read = torch.tensor([[model.config.start_id, *written[:-1]]])
     weights = model.align(source, read)[0].float()

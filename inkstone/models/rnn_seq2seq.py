@@ -232,41 +232,52 @@ class Model(EncoderDecoder):
             cache.check(ids.shape[1])
         state = cache.state if cache is not None and cache.length else memory.start
         real = last_columns(mask, ids.shape[1])
-        layers = _Layers(self.decoder, x.dtype)
-        found, looks = [], []
+        layers = _Layers(self.decoder, self.config.d_model, x.dtype)
+        words = layers.words(x)
+        tops, contexts, outs, looks = [], [], [], []
         for t in range(ids.shape[1]):
-            out, new, weights = self._step(x[:, t], state, memory, layers)
+            top, context, new, weights = self._step(words[:, t], state, memory, layers)
+            if self.config.input_feeding:
+                outs.append(self._combined(context, top))
+                new = (*new, outs[-1])
             if real is not None:
                 here = real[:, t, None]
                 new = tuple(torch.where(here, a, b) for a, b in zip(new, state, strict=True))
             state = new
             if cache is not None:
                 cache.append(state)
-            found.append(out)
+            tops.append(top)
+            contexts.append(context)
             looks.append(weights)
-        return torch.stack(found, 1), torch.cat(looks, 1)
+        if outs:
+            return torch.stack(outs, 1), torch.cat(looks, 1)
+        return self._combined(torch.stack(contexts, 1), torch.stack(tops, 1)), torch.cat(looks, 1)
 
     def _step(
-        self, x: Tensor, state: tuple[Tensor, ...], memory: Annotations, layers: _Layers
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """One target token: [B, D] → the same for the head, the new state, weights [B, 1, S]."""
-        n, feeding = self._parts, self.config.input_feeding
+        self, words: Tensor, state: tuple[Tensor, ...], memory: Annotations, layers: _Layers
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        """One target token, whose part of the first cell's input is [B, G·H].
+
+        Returns:
+            The last layer's output and the context, [B, H] each; the layers' new states; weights
+            [B, 1, S].
+        """
+        n = self._parts
         states = [state[i : i + n] for i in range(0, n * self.config.n_layers, n)]
+        fed = state[-1] if self.config.input_feeding else None
         context = weights = None
         if self.early:
             context, weights = self.attention(states[-1][0][:, None], memory)
-            x = torch.cat((x, context[:, 0]), -1)
-        elif feeding:
-            x = torch.cat((x, state[-1]), -1)
-        new: list[Tensor] = []
-        for layer, before in enumerate(states):
-            after = layers.step(layer, self._drop(x) if layer else x, before)
+            fed = context[:, 0]
+        new = [*layers.first(words, fed, states[0])]
+        top = new[0]
+        for layer in range(1, len(states)):
+            after = layers.step(layer, self._drop(top), states[layer])
             new += after
-            x = after[0]
+            top = after[0]
         if context is None or weights is None:
-            context, weights = self.attention(x[:, None], memory)
-        out = self._combined(context[:, 0], x)
-        return out, (*new, out) if feeding else tuple(new), weights
+            context, weights = self.attention(top[:, None], memory)
+        return top, context[:, 0], tuple(new), weights
 
     def _at_once(
         self, x: Tensor, ids: Tensor, memory: Annotations, mask: Tensor | None
@@ -289,18 +300,32 @@ class Model(EncoderDecoder):
 
 
 class _Layers:
-    """The decoder's weights in the compute dtype, cast once for all steps."""
+    """The decoder's weights in the compute dtype, cast once for all steps.
 
-    def __init__(self, stack: Stack, dtype: torch.dtype) -> None:
+    The first cell reads the word and what is fed to it; its map of all words is made at once.
+    """
+
+    def __init__(self, stack: Stack, d_model: int, dtype: torch.dtype) -> None:
         self.cells = [cell for cell in stack.cells if isinstance(cell, Cell)]
         self.inner = [cell.recurrent_weight().to(dtype) for cell in self.cells]
         self.outer = []
         for cell in self.cells:
             assert cell.x.bias is not None
             self.outer.append((cell.x.weight.to(dtype), cell.x.bias.to(dtype)))
+        self.of_words = self.outer[0][0][:, :d_model]
+        self.of_fed = self.outer[0][0][:, d_model:].contiguous()
+
+    def words(self, x: Tensor) -> Tensor:
+        """The words' part of the first cell's input: [B, T, D] → [B, T, G·H]."""
+        return F.linear(x, self.of_words, self.outer[0][1])
+
+    def first(self, words: Tensor, fed: Tensor | None, state: State) -> State:
+        """One step of the first layer: [B, G·H] and what is fed [B, ...] → its new state."""
+        x = words if fed is None else words + F.linear(fed, self.of_fed)
+        return self.cells[0].advance(x, state, self.inner[0])
 
     def step(self, layer: int, x: Tensor, state: State) -> State:
-        """One step of one layer: [B, ...] → its new state."""
+        """One step of a later layer: [B, H] → its new state."""
         return self.cells[layer].advance(F.linear(x, *self.outer[layer]), state, self.inner[layer])
 
 
