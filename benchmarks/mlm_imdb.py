@@ -138,7 +138,7 @@ def main() -> None:
             recipe = recipe.with_data([root / "texts"], arguments.minutes)
             pipeline.train(recipe, run, cache=root / "cache")
         result = json.loads((run / "result.json").read_text())
-        print(json.dumps({k: result[k] for k in ("parameters", "steps", "tokens", "scores")}))
+        print(json.dumps({k: result[k] for k in ("parameters", "steps", "scores")}), flush=True)
         sides = {
             "pretrained": ("pre-trained", TUNED | arguments.tuned),
             "fresh": ("fresh weights, the same settings", TUNED | arguments.tuned),

@@ -133,16 +133,21 @@ def _follow(
     model: Any, cache: KVCache, ends: Tensor, at: Tensor, rows: list[tuple[int, Sequence[int]]]
 ) -> list[tuple[int, Tensor]]:
     """States of some rows; `at` [R] says which context is whose."""
-    width = max(len(ids) for _, ids in rows) - 1
-    first = ends[at][:, None]  # [R, 1, D]
-    if not width:
-        return [(number, state) for (number, _), state in zip(rows, first, strict=True)]
-    own = cache.take(at)
-    new = torch.zeros(len(rows), width, dtype=torch.int64, device=model.device)
-    real = torch.zeros(len(rows), width, dtype=torch.bool, device=model.device)
-    for place, (_, ids) in enumerate(rows):
-        new[place, : len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.int64)
-        real[place, : len(ids) - 1] = True
+    found = [(number, ends[i : i + 1]) for (number, _), i in zip(rows, at.tolist(), strict=True)]
+    longer = [place for place, (_, ids) in enumerate(rows) if len(ids) > 1]
+    if not longer:
+        return found
+    width = max(len(rows[place][1]) for place in longer) - 1
+    own = cache.take(at[torch.tensor(longer, device=at.device)])
+    new = torch.zeros(len(longer), width, dtype=torch.int64, device=model.device)
+    real = torch.zeros(len(longer), width, dtype=torch.bool, device=model.device)
+    for i, place in enumerate(longer):
+        ids = rows[place][1][:-1]
+        new[i, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        real[i, : len(ids)] = True
     mask = torch.cat((own.real[:, : own.length], real), 1)
-    hidden = torch.cat((first, model.hidden(new, attention_mask=mask, cache=own)), 1)
-    return [(number, hidden[place, : len(ids)]) for place, (number, ids) in enumerate(rows)]
+    hidden = model.hidden(new, attention_mask=mask, cache=own)
+    for i, place in enumerate(longer):
+        number, ids = rows[place]
+        found[place] = number, torch.cat((found[place][1], hidden[i, : len(ids) - 1]))
+    return found

@@ -215,7 +215,7 @@ class _Planner:
                 wanted["n_kv_heads"] = heads // 4
             if "qk_norm" in fields and fields["qk_norm"].annotation is bool:  # mixtral has none
                 wanted["qk_norm"] = True
-            if "head_dim" in fields:
+            if "head_dim" in fields and self.flops is not None:
                 wanted["head_dim"] = head_dim
             wanted |= self.fixed
             settings = {**{k: v for k, v in wanted.items() if k in fields}, **self.model}
@@ -303,6 +303,7 @@ class _Planner:
             ),
             "n_layers": "depth that goes with this width",
             "n_heads": "heads of 32 or 64 dimensions",
+            "head_dim": "together as wide as the model",
             "n_kv_heads": "grouped queries: a smaller cache at no measurable loss",
             "qk_norm": "keeps attention stable at high learning rates",
             "vocab_size": "the tokenizer's",

@@ -243,8 +243,8 @@ class Tokenizer:
 
 
 def special_token(content: str) -> AddedToken:
-    """A control token: never split, never normalised."""
-    return AddedToken(content, special=True, normalized=False)
+    """A control token: never split, never normalised; <mask> takes the space before it."""
+    return AddedToken(content, special=True, normalized=False, lstrip=content == "<mask>")
 
 
 def pieces(text: str) -> list[str]:

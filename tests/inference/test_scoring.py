@@ -26,8 +26,9 @@ ROWS = [
 def build(name: str) -> Any:
     family = registry.load("models", name)
     torch.manual_seed(0)
-    extra = {"band": 3} if name == "gpt3" else {}
-    model = family.Model(family.Config(**TINY, **extra))
+    shape = {**TINY, "band": 3}
+    known = family.Config.model_fields
+    model = family.Model(family.Config(**{k: v for k, v in shape.items() if k in known}))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)

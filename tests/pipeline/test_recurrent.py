@@ -68,7 +68,7 @@ def test_a_tagger_reads_letters(family: str, tmp_path: Path) -> None:
         tmp_path / "rows.jsonl",
         task={"name": "tagging"},
         model={"family": family, "d_model": 32, "dropout": 0.0, "n_layers": 1},
-        training={"max_steps": 40, "lr": 0.01, "examples_per_step": 8, "precision": "fp32"},
+        training={"max_steps": 100, "lr": 0.02, "examples_per_step": 8, "precision": "fp32"},
     )
     pipeline.train(recipe, tmp_path / "run", cache=tmp_path / "cache")
     tagger = ink.load(tmp_path / "run")
