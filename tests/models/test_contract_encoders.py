@@ -267,17 +267,18 @@ def test_no_kernel_reads_memory_that_was_never_written(
     mask = torch.ones_like(ids)
     mask[1, 20:] = mask[2, 1:] = 0
     model.compute_dtype = torch.bfloat16
-    if family.KIND == "encoder":
-        x, packing = model.states(ids, mask, None)
-        words = type(model).prediction_states is not Encoder.prediction_states
-        hidden = model.prediction_states(x) if words else model.label_states(x)
-        targets = packing.pack(ids)
-    else:
+    targets = ids
+    if family.KIND == "seq2seq":
         memory = model.encode(ids, source_mask=mask)
-        hidden, targets = model.hidden(ids, memory, attention_mask=mask), ids
-        words = True
-    weight, bias = torch.randn(TINY["vocab_size"], hidden.shape[-1]), None
-    if words:
+        hidden = model.hidden(ids, memory, attention_mask=mask)
+    elif type(model).prediction_states is Encoder.prediction_states:  # scores no words
+        hidden = model.hidden(ids, attention_mask=mask)
+    else:
+        x, packing = model.states(ids, mask, None)
+        hidden, targets = model.prediction_states(x), packing.pack(ids)
+    if family.KIND == "encoder" and hidden.ndim == 3:
+        weight, bias = torch.randn(TINY["vocab_size"], hidden.shape[-1]), None
+    else:
         weight, bias = model.head_weight, model.head_bias
     total, _ = chunked_cross_entropy(hidden, weight, targets, bias=bias)
     gradients = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
