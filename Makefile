@@ -47,6 +47,8 @@ bench: $(STAMP) # every benchmark, hours
 	$(BIN)/python -m benchmarks.wikitext2
 	$(BIN)/python -m benchmarks.classical
 	$(BIN)/python -m benchmarks.word_vectors
+	$(BIN)/python -m benchmarks.families
+	$(BIN)/python -m benchmarks.bert_base
 
 clean: # remove .venv and caches (runs are kept)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
