@@ -7,8 +7,8 @@ Shapes: B batch, T time, N tokens without padding, D d_model, H hidden_size, V v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inkstone.config import Section
 from inkstone.errors import ModelError
-from inkstone.models._base import Decoder
+from inkstone.models._base import Decoder, Network, count
 from inkstone.models._encoder import CLASSES, Encoder, hf_head, hf_labels
 from inkstone.models._weights import Weight
 from inkstone.nn.cache import KVCache
@@ -372,7 +372,42 @@ class TextReader(Encoder):
         return steps.unpack(x).masked_fill(places, float("-inf")).amax(1)
 
 
-def flops_per_token(config: Config | EncoderConfig, model: type[nn.Module]) -> float:
+HF_TIED: dict[str, str] = {}
+HF_PREFIX = ""
+HF_IGNORED: tuple[str, ...] = ()
+
+
+class Functions(NamedTuple):
+    """What a family's file says of its shapes and of its folder.
+
+    Attributes:
+        count_parameters: Exact count of a shape.
+        flops_per_token: Multiply-adds of one forward pass (shape, length), two operations each;
+            training takes three times that.
+        hf_names: Every weight under its own name.
+        to_hf_config: `config.json`, which opens in Inkstone only.
+        from_hf_config: The shape from a `config.json` that `to_hf_config` wrote.
+    """
+
+    count_parameters: Callable[[Any], int]
+    flops_per_token: Callable[[Any, int], float]
+    hf_names: Callable[[Any], tuple[Weight, ...]]
+    to_hf_config: Callable[[Any], dict[str, Any]]
+    from_hf_config: Callable[[dict[str, Any]], Any]
+
+
+def functions(family: str, config: type[Section], model: type[Network]) -> Functions:
+    """Those of one family, from its name, its `Config` and its `Model`."""
+    return Functions(
+        lambda c: count(model, c),
+        lambda c, seq_len: _flops_per_token(c, model),
+        lambda c: _weight_names(c, model),
+        lambda c: _to_hf_config(c, family),
+        lambda hf: config(**_own_fields(hf, config)),
+    )
+
+
+def _flops_per_token(config: Config | EncoderConfig, model: type[nn.Module]) -> float:
     """Multiply-adds of one forward pass, two operations each: of matrices, the embedding's no."""
     with torch.device("meta"):
         built = model(config)
@@ -384,13 +419,13 @@ def flops_per_token(config: Config | EncoderConfig, model: type[nn.Module]) -> f
     return 2.0 * (matrices + (config.vocab_size * config.d_model if words else 0))
 
 
-def weight_names(config: Any, model: type[nn.Module]) -> tuple[Weight, ...]:
+def _weight_names(config: Any, model: type[nn.Module]) -> tuple[Weight, ...]:
     """Weights are stored under their own names."""
     with torch.device("meta"):
         return tuple(Weight(name, (name,)) for name in model(config).state_dict())
 
 
-def to_hf_config(config: Config | EncoderConfig, family: str) -> dict[str, Any]:
+def _to_hf_config(config: Config | EncoderConfig, family: str) -> dict[str, Any]:
     """`config.json`: our own fields, and a class by which the head is told."""
     fields = config.model_dump()
     title = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}.get(family.removeprefix("bi"), family)
@@ -402,7 +437,7 @@ def to_hf_config(config: Config | EncoderConfig, family: str) -> dict[str, Any]:
     return {"model_type": f"inkstone_{family}", **fields}
 
 
-def own_fields(hf: dict[str, Any], config: type[Section]) -> dict[str, Any]:
+def _own_fields(hf: dict[str, Any], config: type[Section]) -> dict[str, Any]:
     """The fields of `config` that a `config.json` of `to_hf_config` holds."""
     fields = {name: hf[name] for name in config.model_fields if name in hf}
     if "n_labels" in config.model_fields:

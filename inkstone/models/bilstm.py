@@ -8,10 +8,7 @@ last word it is the classifier of the textbooks.
 
 from __future__ import annotations
 
-from typing import Any
-
-from inkstone.models import _base, _recurrent
-from inkstone.models._weights import Weight
+from inkstone.models import _recurrent
 from inkstone.nn.recurrent import LSTM
 
 KIND = "encoder"
@@ -33,31 +30,7 @@ class Model(_recurrent.TextReader):
     config: Config
 
 
-def count_parameters(config: Config) -> int:
-    """Exact count."""
-    return _base.count(Model, config)
-
-
-def flops_per_token(config: Config, seq_len: int) -> float:
-    """Multiply-adds of one forward pass, two operations each; training takes three times that."""
-    return _recurrent.flops_per_token(config, Model)
-
-
-def hf_names(config: Config) -> tuple[Weight, ...]:
-    """Every weight under its own name."""
-    return _recurrent.weight_names(config, Model)
-
-
-HF_TIED: dict[str, str] = {}
-HF_PREFIX = ""
-HF_IGNORED: tuple[str, ...] = ()
-
-
-def to_hf_config(config: Config) -> dict[str, Any]:
-    """`config.json`, which opens in Inkstone only."""
-    return _recurrent.to_hf_config(config, "bilstm")
-
-
-def from_hf_config(hf: dict[str, Any]) -> Config:
-    """Our shape from a `config.json` that `to_hf_config` wrote."""
-    return Config(**_recurrent.own_fields(hf, Config))
+count_parameters, flops_per_token, hf_names, to_hf_config, from_hf_config = _recurrent.functions(
+    "bilstm", Config, Model
+)
+HF_TIED, HF_PREFIX, HF_IGNORED = _recurrent.HF_TIED, _recurrent.HF_PREFIX, _recurrent.HF_IGNORED
