@@ -25,7 +25,7 @@ from inkstone.models._seq2seq import EncoderDecoder, Memory
 from inkstone.models._weights import Weight
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.recurrent import GRU, LSTM, RNN, Cell, Stack, State
-from inkstone.nn.state_cache import StateCache, last_columns
+from inkstone.nn.state_history import StateHistory, last_columns
 from inkstone.nn.steps import Steps
 
 KIND = "seq2seq"
@@ -187,7 +187,7 @@ class Model(EncoderDecoder):
         memory: Annotations,
         *,
         attention_mask: Tensor | None = None,
-        cache: StateCache | None = None,
+        cache: StateHistory | None = None,
     ) -> Tensor:
         """States that words are scored from: [B, T] → [B, T, D]; arguments as in the base class."""
         return self.run(self._read, input_ids, memory, attention_mask, cache)
@@ -203,9 +203,9 @@ class Model(EncoderDecoder):
         memory = self.encode(source_ids, source_mask=source_mask)
         return self._decode(input_ids, memory, None, None)[1]
 
-    def new_cache(self, batch: int, capacity: int) -> StateCache:  # type: ignore[override]
+    def new_cache(self, batch: int, capacity: int) -> StateHistory:  # type: ignore[override]
         """An empty cache for `batch` rows of up to `capacity` tokens."""
-        return StateCache(batch, capacity)
+        return StateHistory(batch, capacity)
 
     @property
     def head_bias(self) -> Tensor:
@@ -217,12 +217,12 @@ class Model(EncoderDecoder):
         return CELLS[self.config.cell].PARTS
 
     def _read(
-        self, ids: Tensor, memory: Annotations, mask: Tensor | None, cache: StateCache | None
+        self, ids: Tensor, memory: Annotations, mask: Tensor | None, cache: StateHistory | None
     ) -> Tensor:
         return self._decode(ids, memory, mask, cache)[0]
 
     def _decode(
-        self, ids: Tensor, memory: Annotations, mask: Tensor | None, cache: StateCache | None
+        self, ids: Tensor, memory: Annotations, mask: Tensor | None, cache: StateHistory | None
     ) -> tuple[Tensor, Tensor]:
         """[B, T] → states [B, T, D] and weights [B, T, S]."""
         x = self._drop(self.embed(ids, self.compute_dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,10 @@ from inkstone import __version__
 from inkstone.checkpoint import atomic_folder, save_model
 from inkstone.evaluation.examples import baseline, evaluate
 from inkstone.evaluation.scores import Score
-from inkstone.files import write_atomic, write_json
+from inkstone.files import write_json
 from inkstone.inference.predict import FITTED, Predictor
-from inkstone.pipeline.folder import PLAN, RESULT, read_json
-from inkstone.report import write as write_report
+from inkstone.pipeline.finish import conclude
+from inkstone.pipeline.folder import PLAN, read_json
 from inkstone.training.loop import TrainingResult
 
 if TYPE_CHECKING:
@@ -83,12 +82,7 @@ def finish(
         },
         "statistics": examples.line,
     }
-    write_atomic(run / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
-    observer.stage("report")
-    at = time.monotonic()
-    path = write_report(run)
-    observer.stage_done("report", str(path), time.monotonic() - at)
-    observer.result(result)
+    conclude(run, result, observer)
     return result
 
 

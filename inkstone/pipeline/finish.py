@@ -73,9 +73,23 @@ def finish(
     observer.stage_done("evaluate", _score_line(shown), seconds)
     with atomic_folder(run / "model") as out:
         save_model(out, model, tokenizer, info={**info, "scores": shown, "rule": scores["rule"]})
-    predicted = read_json(run / PLAN).get("predicted", {})
     result = {
         "run": str(run),
+        **course(run, trained, model),
+        "scores": scores,
+        "samples": samples,
+        "ending": str(ends),
+        "stops_by_itself": ends.learned,
+        "time": times(run, trained, seconds, began),
+        "statistics": prepared.statistics.line(),
+    }
+    conclude(run, result, observer)
+    return result
+
+
+def course(run: Path, trained: TrainingResult, model: Any) -> dict[str, Any]:
+    """What a result says of the training, and where its files are."""
+    return {
         "model": str(run / "model"),
         "report": str(run / "report.html"),
         "reason": trained.reason,
@@ -83,27 +97,32 @@ def finish(
         "best_step": trained.best_step,
         "tokens": trained.tokens,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "scores": scores,
-        "samples": samples,
-        "ending": str(ends),
-        "stops_by_itself": ends.learned,
-        "time": {
-            "planned_training_s": predicted.get("training_s", 0.0),
-            "training_s": trained.elapsed_s,
-            "planned_step_s": predicted.get("step_s", 0.0),
-            "step_s": trained.elapsed_s / max(1, trained.step),
-            "evaluation_s": seconds,
-            "total_s": time.monotonic() - began,
-        },
-        "statistics": prepared.statistics.line(),
     }
+
+
+def times(
+    run: Path, trained: TrainingResult, evaluation_s: float, began: float
+) -> dict[str, float]:
+    """Seconds that were planned and that it took."""
+    predicted = read_json(run / PLAN).get("predicted", {})
+    return {
+        "planned_training_s": predicted.get("training_s", 0.0),
+        "training_s": trained.elapsed_s,
+        "planned_step_s": predicted.get("step_s", 0.0),
+        "step_s": trained.elapsed_s / max(1, trained.step),
+        "evaluation_s": evaluation_s,
+        "total_s": time.monotonic() - began,
+    }
+
+
+def conclude(run: Path, result: dict[str, Any], observer: Observer) -> None:
+    """Write result.json and the report, and tell the observer."""
     write_atomic(run / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
     observer.stage("report")
     at = time.monotonic()
     path = write_report(run)
     observer.stage_done("report", str(path), time.monotonic() - at)
     observer.result(result)
-    return result
 
 
 def held_out(prepared: Prepared) -> Iterator[str]:

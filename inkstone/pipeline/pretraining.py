@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,14 +12,12 @@ import torch
 
 from inkstone.checkpoint import atomic_folder, load_model, save_model
 from inkstone.corpora.rows import Ids, Pieces
-from inkstone.files import write_atomic
 from inkstone.inference.fill import fill_mask, write
 from inkstone.nn.loss import IGNORE_INDEX
-from inkstone.pipeline.folder import PLAN, RESULT, read_json
+from inkstone.pipeline.finish import conclude, course, times
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared
 from inkstone.recipe import Recipe
-from inkstone.report import write as write_report
 from inkstone.tasks._objective import Objective
 from inkstone.training.loop import TrainingResult
 
@@ -66,7 +63,6 @@ def finish(
     with atomic_folder(run / "model") as out:
         about = {**info, "scores": ours, "rule": scores["rule"]}
         save_model(out, model, prepared.tokenizer, info=about)
-    predicted = read_json(run / PLAN).get("predicted", {})
     result = {
         "run": str(run),
         "kind": "pretraining",
@@ -74,31 +70,13 @@ def finish(
         "unit": objective.UNIT,
         "model_kind": objective.KINDS[0],
         "family": recipe.model.family,
-        "model": str(run / "model"),
-        "report": str(run / "report.html"),
-        "reason": trained.reason,
-        "steps": trained.step,
-        "best_step": trained.best_step,
-        "tokens": trained.tokens,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        **course(run, trained, model),
         "scores": scores,
         "samples": samples,
-        "time": {
-            "planned_training_s": predicted.get("training_s", 0.0),
-            "training_s": trained.elapsed_s,
-            "planned_step_s": predicted.get("step_s", 0.0),
-            "step_s": trained.elapsed_s / max(1, trained.step),
-            "evaluation_s": seconds,
-            "total_s": time.monotonic() - began,
-        },
+        "time": times(run, trained, seconds, began),
         "statistics": prepared.statistics.line(),
     }
-    write_atomic(run / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
-    observer.stage("report")
-    at = time.monotonic()
-    path = write_report(run)
-    observer.stage_done("report", str(path), time.monotonic() - at)
-    observer.result(result)
+    conclude(run, result, observer)
     return result
 
 

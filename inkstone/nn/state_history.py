@@ -8,7 +8,7 @@ from torch import Tensor
 from inkstone.errors import ModelError
 
 
-class StateCache:
+class StateHistory:
     """The state after every token read so far; used like the cache of a Transformer.
 
     A state is a tuple of tensors [B, ...]. Earlier ones are kept as they were, with the number of
