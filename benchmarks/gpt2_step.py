@@ -113,7 +113,7 @@ def main() -> None:
     told: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
     for turn in range(TURNS):
         for side, worker in workers.items():
-            if side in SIDES[1:] or turn in (0, TURNS - 1):  # fp32 is there for scale only
+            if side != SIDES[0] or turn in (0, TURNS - 1):  # fp32 is there for scale only
                 told[side] += [worker.step() for _ in range(TURN if side in SIDES else 1)]
     for worker in workers.values():
         worker.end()

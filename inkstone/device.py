@@ -88,8 +88,10 @@ def tune_allocator() -> bool:
     """Let glibc keep freed tensors instead of giving their pages back to the kernel.
 
     By default every tensor of 32 MB or more is mapped afresh and each of its pages faults again at
-    every step: half of a GPT-2 step on a CPU. Returns whether the setting took (glibc only).
+    every step: half of a GPT-2 step on a CPU. Large tensors are also asked for in huge pages, where
+    torch has made none before. Returns whether the setting took (glibc only).
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large tensor
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -124,13 +126,14 @@ def measure(device: str = "cpu", seconds: float = 0.5) -> Machine:
     import torch
 
     where = torch.device(device)
-    size = 8192 if where.type == "cuda" else 1024
+    inner, outer = (8192, 8192) if where.type == "cuda" else (1024, 2048)
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        left = torch.randn(size, size, device=where).to(dtype)
-        right = torch.randn(size, size, device=where).to(dtype)
-        best = _best_time(lambda a=left, b=right: a @ b, seconds / 3, where)  # type: ignore[misc]
-        rates[name] = 2 * size**3 / best / 1e9
+        left = torch.randn(outer, inner, device=where).to(dtype)
+        right = torch.randn(inner, outer, device=where).to(dtype)
+        product = functools.partial(torch.mm, left, right, out=left.new_empty(outer, outer))
+        best = _best_time(product, seconds / 3, where)
+        rates[name] = 2 * outer**2 * inner / best / 1e9
     source = torch.ones(1 << (26 if where.type == "cuda" else 24), device=where)
     target = torch.empty_like(source)
     best = _best_time(lambda: target.copy_(source), seconds / 3, where)

@@ -8,10 +8,14 @@ instructions the cast costs about 2 % of the matmul that it makes several times 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from inkstone.nn.matmul import linear
+from inkstone.nn.pointwise import narrow
 
 FEW_ROWS = 64  # below, as in decoding, copying the weights side by side costs more than it saves
 
@@ -33,7 +37,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] → [..., d_out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, narrow([self.weight], x.dtype), bias)
 
 
 def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
@@ -43,20 +47,54 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     the query, key and value maps one by one, and so that checkpoints need no surgery.
     """
     if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
-        return torch.cat([linear(x) for linear in linears], dim=-1)
-    weight = torch.cat([m.weight.to(x.dtype) for m in linears])
+        return torch.cat([m(x) for m in linears], dim=-1)
+    weight = narrow([m.weight for m in linears], x.dtype)
     biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
     bias = torch.cat([b.to(x.dtype) for b in biases]) if biases else None
-    return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 class Embedding(nn.Module):
-    """Rows of a table, looked up by index and given in the compute dtype."""
+    """Rows of a table, looked up by index and given in the compute dtype.
+
+    Attributes:
+        pending: Where a trainer collects the gradients of the rows that were looked up, to add them
+            by `settle`; None for autograd's way. Autograd makes a gradient of the whole table,
+            nearly all zeros, and adds it to that of the head, which shares the table.
+    """
 
     def __init__(self, n_rows: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_rows, d_model))
+        self.pending: list[tuple[Tensor, Tensor]] | None = None
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """[...] int64 → [..., d_model] in `dtype`."""
-        return F.embedding(ids, self.weight).to(dtype)
+        if self.pending is None or not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return F.embedding(ids, self.weight).to(dtype)
+        rows: Tensor = _Rows.apply(self.weight, ids, dtype, self.pending)
+        return rows
+
+    def settle(self) -> None:
+        """Add the pending gradients to that of the table."""
+        for ids, gradient in self.pending or ():
+            if self.weight.grad is None:
+                self.weight.grad = torch.zeros_like(self.weight)
+            self.weight.grad.index_add_(0, ids, gradient.to(self.weight.dtype))
+        if self.pending:
+            self.pending.clear()
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, weight: Tensor, ids: Tensor, dtype: torch.dtype, pending: list[Any]
+    ) -> Tensor:
+        ctx.ids, ctx.pending = ids, pending
+        return F.embedding(ids, weight).to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+        ctx.pending.append((ctx.ids.reshape(-1), d_rows.reshape(ctx.ids.numel(), -1)))
+        return (None, None, None, None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inkstone.nn import pointwise
+from inkstone.nn.matmul import product
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 27  # of one chunk of logits
@@ -77,7 +78,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> Tensor:
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        low, low_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        low = pointwise.narrow([weight], hidden.dtype)
+        low_bias = None if bias is None else bias.to(hidden.dtype)
         d_hidden = torch.empty_like(hidden) if want_hidden else None
         d_weight = torch.empty_like(weight) if want_weight else None
         d_bias = torch.zeros_like(bias) if want_bias and bias is not None else None
@@ -90,10 +92,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = hidden[start : start + chunk]
             scores = room[: len(rows), : len(weight)]
             for part in _word_slices(low):
-                if low_bias is None:
-                    torch.mm(rows, low[part].T, out=scores[:, part])
-                else:
-                    torch.addmm(low_bias[part], rows, low[part].T, out=scores[:, part])
+                shift = None if low_bias is None else low_bias[part]
+                product(rows, low[part].T, shift, out=scores[:, part])
             wanted = any(ctx.needs_input_grad)
             at = targets[start : start + chunk]
             total += _score(scores, at, z_loss, label_smoothing, want_gradient=wanted)
@@ -112,8 +112,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a chunked loss can be taken only once")
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
-        return (*scaled, None, None, None, None)
+        if grad.device.type == "cuda" or grad != 1:  # on a GPU the question would make the CPU wait
+            gradients = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
+        return (*gradients, None, None, None, None)
 
 
 def _score(
@@ -175,8 +176,8 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     """left [n, V] · right [V, D], summed over slices in fp32."""
     total: Tensor | None = None
     for part in _word_slices(right):
-        product = left[:, part] @ right[part]
-        total = product.float() if total is None else total.add_(product)
+        of_part = product(left[:, part], right[part])
+        total = of_part.float() if total is None else total.add_(of_part)
     assert total is not None
     return total
 
@@ -184,8 +185,8 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
 def _add_outer(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
     """total [V, D] += leftᵀ [V, n] · right [n, D], widened slice by slice while it is in cache."""
     for part in _word_slices(total):
-        product = left[:, part].T @ right
+        of_part = left[:, part].T @ right
         if first:
-            total[part].copy_(product)
+            pointwise.widen(of_part, total[part])
         else:
-            total[part].add_(product)
+            total[part].add_(of_part)

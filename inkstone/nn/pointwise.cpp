@@ -43,6 +43,29 @@ INLINE void each(const bf16* a, const bf16* b, bf16* out, int64_t n, Operation o
   for (int64_t i = 0; i < n; i += RUN) run(a + i, b + i, out + i, std::min(RUN, n - i), operation);
 }
 
+// A copy of other width.
+template <class From, class To>
+INLINE void convert(const From* x, To* y, int64_t n) {
+  const bool past = n > RUN && aligned(y);
+#pragma omp parallel for schedule(static) if (n > RUN)
+  for (int64_t start = 0; start < n; start += RUN) {
+    const int64_t end = std::min(n, start + RUN);
+    int64_t i = start;
+    if (past)
+      for (; i + L <= end; i += L) stream(y + i, load(x + i));
+    else
+      for (; i + L <= end; i += L) store(y + i, load(x + i));
+    if (i < end) {
+      From from[L] = {};
+      To to[L];
+      std::memcpy(from, x + i, (end - i) * sizeof(From));
+      store(to, load(from));
+      std::memcpy(y + i, to, (end - i) * sizeof(To));
+    }
+    if (past) streamed();
+  }
+}
+
 constexpr float C = 0.79788456f, CUBE = 0.044715f;  // sqrt(2 / pi); Hendrycks and Gimpel 2016
 
 }  // namespace
@@ -95,6 +118,27 @@ void cross_entropy(bf16* scores, int64_t stride, int64_t rows, int64_t words, co
     for (i = 0; i < whole; i += L) store(s + i, load(&powers[i]) * scale - shift);
     store(rest, load(&powers[whole]) * scale - shift);
     std::memcpy(s + whole, rest, (words - whole) * sizeof(bf16));
+  }
+}
+
+void narrow(const float* x, bf16* y, int64_t n) { convert(x, y, n); }
+void widen(const bf16* x, float* y, int64_t n) { convert(x, y, n); }
+
+// The sum of x^2 of each run of RUN numbers: added up in one order, however many threads there are.
+void sums_of_squares(const float* x, int64_t n, double* sums) {
+#pragma omp parallel for schedule(static) if (n > RUN)
+  for (int64_t start = 0; start < n; start += RUN) {
+    const int64_t end = std::min(n, start + RUN);
+    V of[4] = {};
+    int64_t i = start;
+    for (; i + 4 * L <= end; i += 4 * L)
+      for (int k = 0; k < 4; k++) {
+        V v = load(x + i + k * L);
+        of[k] += v * v;
+      }
+    double total = sum((of[0] + of[1]) + (of[2] + of[3]));
+    for (; i < end; i++) total += (double)x[i] * x[i];
+    sums[start / RUN] = total;
   }
 }
 

@@ -7,6 +7,7 @@ torch, whose kernels go through the memory several times for the same result.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from inkstone.nn import native
 
 WORTH = 1 << 12  # numbers; fewer are not worth the call
+RUN = 1 << 14  # numbers of a partial sum, as in pointwise.cpp
 
 
 def fits(x: Tensor) -> bool:
@@ -24,6 +26,7 @@ def fits(x: Tensor) -> bool:
         x.dtype == torch.bfloat16
         and x.device.type == "cpu"
         and x.numel() >= WORTH
+        and not torch.compiler.is_compiling()  # it fuses such passes itself
         and native.library("pointwise") is not None
     )
 
@@ -78,6 +81,66 @@ class _Gelu(torch.autograd.Function):
         d_y, d_x = d_y.contiguous(), torch.empty_like(x)
         _call("gelu_backward", x, d_y, d_x, x.numel())
         return d_x
+
+
+def narrow(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The rows of all matrices [n, m] below each other, in the dtype that a matmul runs in."""
+    if dtype == torch.bfloat16 and all(_plain(x) and x.numel() >= WORTH for x in matrices):
+        out: Tensor = _Narrow.apply(*matrices)
+        return out
+    parts = [x.to(dtype) for x in matrices]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def widen(x: Tensor, out: Tensor) -> None:
+    """Copy bf16 numbers to fp32 ones of the same shape."""
+    if fits(x) and x.is_contiguous() and _plain(out):
+        _call("widen", x, out, x.numel())
+    else:
+        out.copy_(x)
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of all numbers of all tensors."""
+    if not all(_plain(x) for x in tensors):
+        return torch.nn.utils.get_total_norm(tensors)
+    sums = torch.empty(sum(-(-x.numel() // RUN) for x in tensors), dtype=torch.float64)
+    start = 0
+    for x in tensors:
+        _call("sums_of_squares", x, x.numel(), sums[start:])
+        start += -(-x.numel() // RUN)
+    return sums.sum().sqrt().float()
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether a compiled function takes x as a run of fp32 numbers."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and x.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and native.library("pointwise") is not None
+    )
+
+
+class _Narrow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *matrices: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = [len(x) for x in matrices]
+        out = matrices[0].new_empty(sum(ctx.rows), *matrices[0].shape[1:], dtype=torch.bfloat16)
+        for x, part in zip(matrices, out.split(ctx.rows), strict=True):
+            _call("narrow", x, part, x.numel())
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        gradients = [torch.empty_like(part, dtype=torch.float32) for part in d_out.split(ctx.rows)]
+        for part, gradient in zip(d_out.split(ctx.rows), gradients, strict=True):
+            widen(part, gradient)
+        return tuple(gradients)
 
 
 def _call(name: str, *arguments: Any) -> None:

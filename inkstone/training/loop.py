@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from inkstone.errors import DeviceError, TrainingError
+from inkstone.nn.linear import Embedding
 from inkstone.tasks import language_modeling
 from inkstone.training import state as states
 from inkstone.training.clock import Clock
@@ -112,6 +113,9 @@ class Trainer:
         self.device = model.device
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         model.activation_checkpointing = config.activation_checkpointing
+        self._tables = [m for m in model.modules() if isinstance(m, Embedding)]
+        for table in self._tables:
+            table.pending = [] if self.device.type == "cpu" else None
         self.optimizers = Optimizers(model, config)
         self.fingerprint = foundations(model, config, self.device) | (fingerprint or {})
         self.state = states.TrainingState(fingerprint=self.fingerprint)
@@ -222,27 +226,34 @@ class Trainer:
         if not targets:
             self._count_empty()
             return None
+        total = self._backward(batch, loss_function)
+        norm = self.optimizers.gradient_norm()  # of the sum of the losses, not of their mean
+        mean, size = (torch.stack((total, norm)) / targets).tolist()  # the one wait of a step
+        if not (math.isfinite(mean) and math.isfinite(size)):
+            self.optimizers.zero_grad()
+            self._count_skipped(mean, size)
+            return None
+        clipped = max(1.0, size / self.config.grad_clip)
+        self.optimizers.step(self.plan.multiplier(self.state.step), targets * clipped)
+        self.state.step += 1
+        self.state.tokens += targets
+        self.state.skipped_in_a_row = self._empty_in_a_row = 0
+        return mean, size
+
+    def _backward(
+        self, batch: Batch, loss_function: Callable[[Batch], tuple[Tensor, int]]
+    ) -> Tensor:
+        """The sum of the losses of all targets; its gradients are left in the parameters."""
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         assert self.config.micro_batch_size is not None
         for part in batch.split(self.config.micro_batch_size):
             self.signals.check()
             loss, _ = loss_function(part.to(self.device))
-            (loss / targets).backward()
+            loss.backward()
+            for table in self._tables:
+                table.settle()
             total += loss.detach()
-        parameters = [p for p in self.optimizers.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        mean, size = torch.stack((total / targets, norm.float())).tolist()  # the one wait of a step
-        if not (math.isfinite(mean) and math.isfinite(size)):
-            self.optimizers.zero_grad()
-            self._count_skipped(mean, size)
-            return None
-        if size > self.config.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
-        self.optimizers.step(self.plan.multiplier(self.state.step))
-        self.state.step += 1
-        self.state.tokens += targets
-        self.state.skipped_in_a_row = self._empty_in_a_row = 0
-        return mean, size
+        return total
 
     def _count_empty(self) -> None:
         self.signals.check()

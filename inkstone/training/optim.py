@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inkstone.errors import CheckpointError
+from inkstone.nn import pointwise
 from inkstone.training.config import TrainingConfig
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest slope at zero that still settles
@@ -49,10 +50,11 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.grad_scale: Tensor | None = None  # named as in torch's fused optimizers
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """One update of every matrix that has a gradient, after dividing it by `grad_scale`."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -64,6 +66,8 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params: list[nn.Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
+        if self.grad_scale is not None:
+            torch._foreach_div_(gradients, self.grad_scale)
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
@@ -133,9 +137,19 @@ class Optimizers:
             self.all.append(muon)
         self._base = [[g["lr"] for g in o.param_groups] for o in self.all]
 
-    def step(self, multiplier: float) -> None:
-        """Update every parameter at `multiplier` times its base rate, then drop the gradients."""
+    def gradient_norm(self) -> Tensor:
+        """L2 norm of all gradients."""
+        return pointwise.norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self, multiplier: float, grad_scale: float = 1.0) -> None:
+        """Update every parameter at `multiplier` times its base rate, then drop the gradients.
+
+        Args:
+            multiplier: Of the learning rates.
+            grad_scale: What the gradients are divided by, in the pass that uses them.
+        """
         for optimizer, bases in zip(self.all, self._base, strict=True):
+            optimizer.grad_scale = torch.tensor(grad_scale)  # type: ignore[attr-defined]
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * multiplier
             optimizer.step()

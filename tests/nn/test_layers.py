@@ -61,3 +61,23 @@ def test_norms_equal_their_formulas_with_gradients(dtype: torch.dtype) -> None:
         torch.testing.assert_close(out.float(), reference, rtol=tolerance, atol=tolerance)
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine.float(), theirs, rtol=tolerance, atol=4 * tolerance)
+
+
+def test_settled_gradients_of_a_table_are_autograds() -> None:
+    torch.manual_seed(0)
+    table, ids = Embedding(11, 6), torch.randint(0, 11, (3, 5))
+    torch.nn.init.normal_(table.weight)
+    found = []
+    for pending in (None, []):
+        table.pending, table.weight.grad = pending, None
+        for _ in range(2):  # micro-batches
+            x = table(ids, torch.float32)
+            x.pow(3).sum().backward()
+            table.settle()
+        (x.detach() @ table.weight.T).exp().mean().backward()  # a head that shares the table
+        table(ids, torch.float32).square().sum().backward()
+        table.settle()
+        found.append(table.weight.grad)
+        assert table.pending is None or not table.pending
+    assert found[0] is not None
+    torch.testing.assert_close(found[1], found[0])

@@ -80,6 +80,42 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     assert found[0].equal(found[1])
 
 
+@compiled
+@pytest.mark.parametrize("rows", [(64,), (7, 90), (300, 200, 61)])
+def test_narrow_is_the_cast_and_its_gradient(rows: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrices = [torch.randn(n, 601, requires_grad=True) for n in rows]
+    expected = torch.cat([x.bfloat16() for x in matrices])
+    d_out = torch.randn(expected.shape).bfloat16()
+    found = pointwise.narrow(matrices, torch.bfloat16)
+    assert found.equal(expected)
+    gradients = [torch.autograd.grad(y, matrices, d_out) for y in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert a.dtype == torch.float32 and a.equal(b)
+    assert pointwise.narrow(matrices, torch.float32).equal(torch.cat(matrices))
+
+
+@compiled
+def test_norm_is_exact_and_one_for_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape) for shape in [(3,), (1000, 77), (5, 5), (100_001,)]]
+    exact = torch.cat([x.double().flatten() for x in tensors]).norm()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(pointwise.norm(tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].equal(found[1])
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-6, atol=0)
+    for bad in (float("nan"), float("inf")):
+        tensors[1][500, 3] = bad
+        assert not pointwise.norm(tensors).isfinite()
+    strange = [tensors[0].bfloat16(), torch.randn(40, 30).T]
+    torch.testing.assert_close(pointwise.norm(strange), torch.nn.utils.get_total_norm(strange))
+
+
 def test_torch_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(200, 32).bfloat16().requires_grad_()
