@@ -263,8 +263,10 @@ def _fixed(prepared: Prepared) -> dict[str, Any]:
         fixed |= {"head": head, "n_labels": len(task.labels)}
     if task.alphabet:
         fixed["char_vocab_size"] = len(task.alphabet) + 2
-    fields = registry.load("models", prepared.recipe.model.family).Config.model_fields
+    family = registry.load("models", prepared.recipe.model.family)
+    fields = family.Config.model_fields
     if not prepared.pretrained:
+        fixed |= Codec(tokenizer, 8).model_fields(family.Config)
         ids = {"start_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
         fixed |= {k: v for k, v in ids.items() if k in fields and v is not None}
     return fixed

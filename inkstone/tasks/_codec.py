@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from inkstone.tokenizers.tokenizer import Tokenizer
 
@@ -39,6 +41,14 @@ class Codec:
         self._words: dict[str, list[int]] = {}
         # byte-level pieces carry the space before a word, and these models saw it there
         self._space = " " if tokenizer.kind in {"bpe", "byte", "unigram"} or self._doubled else ""
+
+    def model_fields(self, config: type[BaseModel]) -> dict[str, Any]:
+        """What the configuration of a new model must hold for these ids.
+
+        Where positions begin behind the row of padding, as RoBERTa's do, that row is padding's id.
+        """
+        field = config.model_fields.get("first_position")
+        return {"first_position": self.pad_id + 1} if field is not None and field.default else {}
 
     def one(self, ids: Sequence[int], truncate: Truncate = "end") -> list[int]:
         """A framed row, cut to `max_length`."""

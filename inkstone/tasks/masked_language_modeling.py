@@ -189,10 +189,8 @@ class Objective(Base):
                 "has nothing to learn by",
                 fix="use model.family=bert, or leave task.pairs out",
             )
-        fixed: dict[str, Any] = {"head": "pretraining" if self._paired else "mlm"}
-        if defaults.get("first_position"):  # positions begin behind the row of padding
-            fixed["first_position"] = self.codec.pad_id + 1
-        return fixed
+        head = "pretraining" if self._paired else "mlm"
+        return {"head": head} | self.codec.model_fields(family.Config)
 
     @property
     def _paired(self) -> bool:

@@ -1,0 +1,42 @@
+"""Runs on labelled examples, from scratch, and what transformers makes of their models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import inkstone as ink
+from inkstone import pipeline
+from inkstone.recipe import Recipe
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_a_new_classifier_opens_in_transformers(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
+    rows = [
+        {"text": f"number {i} is {'good' if i % 2 else 'bad'} by {i * i}", "label": f"l{i % 2}"}
+        for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = Recipe().with_values(
+        {
+            "data": {"path": (str(tmp_path / "rows.jsonl"),)},
+            "task": {"name": "classification"},
+            "tokenizer": {"vocab_size": 300},
+            "model": {"family": family, "d_model": 32, "n_layers": 1, "n_heads": 2},
+            "training": {"precision": "fp32", "max_steps": 3},
+        }
+    )
+    pipeline.train(recipe, tmp_path / "run", cache=tmp_path / "cache")
+    mine = ink.load(tmp_path / "run").model
+    folder = tmp_path / "run" / "model"
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    pad = json.loads((folder / "config.json").read_text())["pad_token_id"]
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, pad, pad, pad]])
+    mask = (ids != pad).long()
+    with torch.no_grad():
+        right = theirs(ids, attention_mask=mask).logits
+        torch.testing.assert_close(mine(ids, attention_mask=mask), right, rtol=0, atol=1e-4)
