@@ -30,12 +30,12 @@ def child(module: str, *arguments: str) -> dict[str, Any]:
 
 
 class Worker:
-    """`python -m module side` on THREADS threads, which does a step for every line it is sent."""
+    """`python -m module arguments` on THREADS threads: a step for every line it is sent."""
 
-    def __init__(self, module: str, side: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, side],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
