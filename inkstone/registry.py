@@ -7,6 +7,7 @@ group `inkstone.<room>` (for example `inkstone.models`).
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
@@ -62,5 +63,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
+@functools.cache  # reading them takes longer than opening a small model
 def _entry_points(room: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {e.name: e for e in importlib.metadata.entry_points(group=f"inkstone.{room}")}
