@@ -18,6 +18,6 @@ def test_a_handful_of_kills_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("kind", [prove_save.Checkpoint, prove_save.Folder])
 def test_some_system_calls_of_a_save_fail(tmp_path: Path, kind: type[prove_save.Scene]) -> None:
-    facts = prove_save.prove(kind, tmp_path / "proof", every=60, say=lambda text: None)
+    facts = prove_save.prove(kind, tmp_path / "proof", every=15, say=lambda text: None)
     assert facts["experiments"] >= 30 and facts["wrong"] == []
     assert any("old one loads" in outcome for outcome in facts["outcomes"])
