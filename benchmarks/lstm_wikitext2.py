@@ -24,15 +24,10 @@ import torch
 from benchmarks import common, wikitext2
 from benchmarks.wikitext2 import CONTEXT, PUBLISHED, STRIDE
 from inkstone import device
-from inkstone.checkpoint import load_model, save_model
-from inkstone.corpora.batches import BatchStream, windows
 from inkstone.corpora.shards import Corpus
 from inkstone.models import lstm
 from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.nn.steps import Steps
-from inkstone.tasks import language_modeling
-from inkstone.training.config import TrainingConfig
-from inkstone.training.loop import Trainer
 
 SHAPE = {
     "d_model": 256, "n_layers": 2, "hidden_size": 768, "max_seq_len": CONTEXT, "dropout": 0.3,
@@ -71,32 +66,11 @@ def main() -> None:
         root = Path(temporary)
         corpora, vocabulary = wikitext2.prepare(root)
         model = lstm.Model(lstm.Config(vocab_size=len(vocabulary), **(SHAPE | arguments.shape)))
-        model.compute_dtype = device.training_dtype("cpu")
-        spent = (time.perf_counter() - began) / 60
-        settings = {
-            "minutes": arguments.minutes - spent, "micro_batch_size": arguments.rows, "lr": 3e-3,
-            "matrix_lr": 0.02, "warmup_steps": 50, "decay_fraction": 0.6, "eval_every": 120,
-            "weight_decay": 0.1,
-        }  # fmt: skip
-        training = TrainingConfig(**(settings | arguments.training))
-        (root / "run").mkdir()
-        curve = wikitext2.Curve(began)
-        valid = corpora["valid"]
-
-        def evaluate() -> dict[str, float]:
-            held = windows(valid, CONTEXT, max_tokens=60_000)
-            return {"nats_per_token": language_modeling.evaluate(model, held).nats_per_token}
-
-        stream = BatchStream(
-            corpora["train"], batch_size=arguments.rows, seq_len=arguments.length, seed=1
-        )
-        result = Trainer(
-            model, stream, training, root / "run", evaluate=evaluate, hooks=[curve],
-            save_model=lambda folder: save_model(folder, model, None),
-        ).run()  # fmt: skip
+        best, result, curve = wikitext2.learn(
+            model, corpora, root, began, arguments.minutes, arguments.rows, arguments.length,
+            {"eval_every": 120} | arguments.training,
+        )  # fmt: skip
         minutes = (time.perf_counter() - began) / 60
-        best, _, _ = load_model(result.checkpoint)
-        best.compute_dtype = model.compute_dtype
         row: dict[str, Any] = {
             "model": f"lstm, {sum(p.numel() for p in best.parameters()):,} weights",
             "minutes": minutes, "tokens seen": result.tokens,

@@ -34,7 +34,7 @@ from inkstone.models import gpt2, llama, ngram
 from inkstone.tasks import language_modeling
 from inkstone.training.config import TrainingConfig
 from inkstone.training.log import Hook
-from inkstone.training.loop import Trainer
+from inkstone.training.loop import Trainer, TrainingResult
 
 DATA = common.SHARED_DATA / "wikitext-2"
 PUBLISHED = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
@@ -82,6 +82,40 @@ class Curve(Hook):
         print(f"{minutes:5.1f} min  step {step:6,}  validation {perplexity:8.2f}", flush=True)
 
 
+def learn(
+    model: Any,
+    corpora: dict[str, Corpus],
+    root: Path,
+    began: float,
+    minutes: float,
+    rows: int,
+    length: int,
+    settings: dict[str, Any],
+) -> tuple[Any, TrainingResult, Curve]:
+    """Train until `minutes` after `began`; the best checkpoint, how it went, and the curve."""
+    usual = {
+        "minutes": minutes - (time.perf_counter() - began) / 60, "micro_batch_size": rows,
+        "lr": 3e-3, "matrix_lr": 0.02, "warmup_steps": 50, "decay_fraction": 0.6,
+        "weight_decay": 0.1,
+    }  # fmt: skip
+    model.compute_dtype = device.training_dtype("cpu")
+    (root / "run").mkdir()
+    curve = Curve(began)
+
+    def evaluate() -> dict[str, float]:
+        held = windows(corpora["valid"], CONTEXT, max_tokens=60_000)
+        return {"nats_per_token": language_modeling.evaluate(model, held).nats_per_token}
+
+    result = Trainer(
+        model, BatchStream(corpora["train"], batch_size=rows, seq_len=length, seed=1),
+        TrainingConfig(**(usual | settings)), root / "run", evaluate=evaluate,
+        hooks=[curve], save_model=lambda folder: save_model(folder, model, None),
+    ).run()  # fmt: skip
+    best, _, _ = load_model(result.checkpoint)
+    best.compute_dtype = model.compute_dtype
+    return best, result, curve
+
+
 def score(model: Any, corpus: Corpus, published: int, stride: int) -> float:
     """Perplexity of every token but the first, the last end-of-text of the shards left out."""
     held = windows(corpus, CONTEXT, stride=stride, max_tokens=published - 1)
@@ -118,34 +152,15 @@ def main() -> None:
             shape["qk_norm"] = True
         config = family.Config(vocab_size=len(vocabulary), **(shape | arguments.shape))
         model = family.Model(config)
-        model.compute_dtype = device.training_dtype("cpu")
-        spent = (time.perf_counter() - began) / 60
-        settings = {
-            "minutes": arguments.minutes - spent, "micro_batch_size": arguments.rows, "lr": 3e-3,
-            "matrix_lr": 0.02, "warmup_steps": 50, "decay_fraction": 0.6, "eval_every": 250,
-            "weight_decay": 0.1,
-        }  # fmt: skip
-        training = TrainingConfig(**(settings | arguments.training))
-        (root / "run").mkdir()
-        curve = Curve(began)
-        valid = corpora["valid"]
-
-        def evaluate() -> dict[str, float]:
-            held = windows(valid, CONTEXT, max_tokens=60_000)
-            return {"nats_per_token": language_modeling.evaluate(model, held).nats_per_token}
-
-        stream = BatchStream(corpora["train"], batch_size=arguments.rows, seq_len=CONTEXT, seed=1)
-        result = Trainer(
-            model, stream, training, root / "run", evaluate=evaluate, hooks=[curve],
-            save_model=lambda folder: save_model(folder, model, None),
-        ).run()  # fmt: skip
+        best, result, curve = learn(
+            model, corpora, root, began, arguments.minutes, arguments.rows, CONTEXT,
+            {"eval_every": 250} | arguments.training,
+        )  # fmt: skip
         minutes = (time.perf_counter() - began) / 60
-        best, _, _ = load_model(result.checkpoint)
-        best.compute_dtype = model.compute_dtype
         rows = [
             {"model": f"{arguments.family}, {sum(p.numel() for p in best.parameters()):,} weights",
              "minutes": minutes, "tokens seen": result.tokens,
-             "validation": score(best, valid, PUBLISHED["valid"], STRIDE),
+             "validation": score(best, corpora["valid"], PUBLISHED["valid"], STRIDE),
              "test": score(best, corpora["test"], PUBLISHED["test"], STRIDE),
              "test, separate windows": score(best, corpora["test"], PUBLISHED["test"], CONTEXT)},
             {"model": "modified Kneser-Ney 5-gram", "test": kneser_ney(corpora, len(vocabulary))},
