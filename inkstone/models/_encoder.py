@@ -12,6 +12,7 @@ from inkstone.models._base import Network
 from inkstone.nn.attention import View
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.packing import Packing
+from inkstone.nn.positions import check_length
 
 Head = Literal["none", "mlm", "pretraining", "sequence", "token", "span"]
 CLASSES = {  # the class that transformers has for each head
@@ -121,11 +122,7 @@ class Encoder(Network):
     ) -> tuple[Packing, View]:
         """Where the tokens are, and what they see."""
         length = input_ids.shape[1]
-        if length > self.config.max_seq_len:
-            raise ModelError(
-                f"{length} tokens do not fit the model's context of {self.config.max_seq_len}",
-                fix="shorten the input or train a model with a larger max_seq_len",
-            )
+        check_length(length, self.config.max_seq_len)
         packing = Packing.of(input_ids, attention_mask)
         return packing, View.everything(length, packing.real, input_ids.device, window)
 

@@ -21,6 +21,7 @@ from inkstone.models._encoder import CLASSES, Encoder, hf_head, hf_labels
 from inkstone.models._weights import Weight
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.positions import check_length
 from inkstone.nn.recurrent import (
     Cell,
     Stack,
@@ -155,11 +156,7 @@ class LanguageModel(Decoder):
         """
         past = 0 if cache is None else cache.length
         total = past + input_ids.shape[1]
-        if total > self.config.max_seq_len:
-            raise ModelError(
-                f"{total} tokens do not fit the model's context of {self.config.max_seq_len}",
-                fix="shorten the input or train a model with a larger max_seq_len",
-            )
+        check_length(total, self.config.max_seq_len)
         if cache is None:
             steps = Steps.of(input_ids, attention_mask, segment_ids)
             x = self.run(lambda ids: self.read(ids, steps)[0], input_ids)
@@ -279,11 +276,7 @@ class TextReader(Encoder):
     ) -> tuple[Tensor, list[State], Steps]:
         """Outputs of the last layer [N, directions · H] and the states behind the ends."""
         c = self.config
-        if input_ids.shape[1] > c.max_seq_len:
-            raise ModelError(
-                f"{input_ids.shape[1]} tokens do not fit the model's context of {c.max_seq_len}",
-                fix="shorten the input or train a model with a larger max_seq_len",
-            )
+        check_length(input_ids.shape[1], c.max_seq_len)
         steps = Steps.of(input_ids, attention_mask)
         if steps.sizes and steps.sizes[0] < len(input_ids):
             raise ModelError("a row of the batch holds no token at all")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkstone.errors import ModelError
 from inkstone.models._base import Network
 from inkstone.nn.attention import View
 from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding
+from inkstone.nn.positions import check_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,4 @@ class EncoderDecoder(Network):
 
     def check_length(self, ids: Tensor) -> None:
         """A named error for a source that does not fit."""
-        if ids.shape[1] > self.config.max_seq_len:
-            raise ModelError(
-                f"{ids.shape[1]} tokens do not fit the model's context of "
-                f"{self.config.max_seq_len}",
-                fix="shorten the input or train a model with a larger max_seq_len",
-            )
+        check_length(ids.shape[1], self.config.max_seq_len)

@@ -15,6 +15,7 @@ from torch import Tensor
 from inkstone.errors import ModelError
 from inkstone.nn import blockwise
 from inkstone.nn.cache import KVCache
+from inkstone.nn.positions import check_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,7 @@ class View:
         n_rows, n_new = input_ids.shape
         past = cache.length if cache is not None else 0
         total = past + n_new
-        if total > max_seq_len:
-            raise ModelError(
-                f"{total} tokens do not fit the model's context of {max_seq_len}",
-                fix="shorten the input or train a model with a larger max_seq_len",
-            )
+        check_length(total, max_seq_len)
         if segment_ids is not None and cache is not None:
             raise ModelError("segment_ids and a cache cannot be used together")
         real = _real_columns(attention_mask, cache, n_rows, total, past)

@@ -7,6 +7,17 @@ import math
 import torch
 from torch import Tensor
 
+from inkstone.errors import ModelError
+
+
+def check_length(n_tokens: int, max_seq_len: int) -> None:
+    """Raises ModelError when the tokens are more than the model's context."""
+    if n_tokens > max_seq_len:
+        raise ModelError(
+            f"{n_tokens} tokens do not fit the model's context of {max_seq_len}",
+            fix="shorten the input or train a model with a larger max_seq_len",
+        )
+
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:
     """Waves of geometrically growing length (Vaswani et al. 2017, section 3.5): [...] → [..., D].
