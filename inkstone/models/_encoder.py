@@ -12,6 +12,7 @@ from inkstone.models._base import Network
 from inkstone.nn.attention import View
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.packing import Packing
+from inkstone.nn.pointwise import dropout
 from inkstone.nn.positions import check_length
 
 Head = Literal["none", "mlm", "pretraining", "sequence", "token", "span"]
@@ -127,8 +128,7 @@ class Encoder(Network):
         return packing, View.everything(length, packing.real, input_ids.device, window)
 
     def _drop(self, x: Tensor) -> Tensor:
-        rate = self.config.dropout
-        return F.dropout(x, rate, self.training) if rate else x
+        return dropout(x, self.config.dropout, self.training)
 
 
 def hf_labels(n_labels: int) -> dict[str, dict[str, str] | dict[str, int]]:

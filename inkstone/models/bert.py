@@ -24,6 +24,7 @@ from inkstone.nn.attention import View, attend
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.packing import Packing
+from inkstone.nn.pointwise import dropout
 
 KIND = "encoder"
 HF_MODEL_TYPES = ("bert",)
@@ -108,7 +109,7 @@ class Block(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class Model(Encoder):

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
-from inkstone.nn.pointwise import gelu
+from inkstone.nn.pointwise import dropout, gelu
 
 KIND = "causal"
 HF_MODEL_TYPES = ("gpt2",)
@@ -109,7 +108,7 @@ class Block(nn.Module):
         return self.down(gelu(self.up(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class Model(Decoder):
@@ -163,8 +162,7 @@ class Model(Decoder):
         )
         x = self.embed(input_ids, self.compute_dtype)
         x = x + self.position(view.positions, self.compute_dtype)
-        if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         views = self.views(view)
         for layer, block in enumerate(self.blocks):
             x = self.run(block, x, views[layer % len(views)], cache, layer)

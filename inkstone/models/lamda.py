@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, stacked
 from inkstone.nn.norms import RMSNorm
+from inkstone.nn.pointwise import dropout
 from inkstone.nn.positions import distance_buckets
 
 KIND = "causal"
@@ -147,7 +147,7 @@ class Model(Decoder):
         )  # fmt: skip
         bias = self.distance(buckets, self.compute_dtype).permute(2, 0, 1)[None]
         x = self.embed(input_ids, self.compute_dtype)
-        x = F.dropout(x, c.dropout, self.training) if c.dropout else x
+        x = dropout(x, c.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             x = self.run(block, x, view, bias, cache, layer)
         return self.norm(x)

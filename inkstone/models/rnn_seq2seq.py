@@ -24,6 +24,7 @@ from inkstone.models import _base
 from inkstone.models._seq2seq import EncoderDecoder, Memory
 from inkstone.models._weights import Weight
 from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.pointwise import dropout
 from inkstone.nn.recurrent import GRU, LSTM, RNN, Cell, Stack, State
 from inkstone.nn.state_history import StateHistory, last_columns
 from inkstone.nn.steps import Steps
@@ -296,7 +297,7 @@ class Model(EncoderDecoder):
 
     def _drop(self, x: Tensor) -> Tensor:
         rate = self.config.dropout
-        return F.dropout(x, rate, self.training) if rate else x
+        return dropout(x, rate, self.training)
 
 
 class _Layers:

@@ -25,7 +25,7 @@ from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.packing import Packing
-from inkstone.nn.pointwise import gelu
+from inkstone.nn.pointwise import dropout, gelu
 from inkstone.nn.positions import distance_buckets
 
 KIND = "seq2seq"
@@ -147,7 +147,7 @@ class Layer(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout in training."""
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class EncoderBlock(Layer):
@@ -293,7 +293,7 @@ class Model(EncoderDecoder):
 
     def _drop(self, x: Tensor) -> Tensor:
         rate = self.config.dropout
-        return F.dropout(x, rate, self.training) if rate else x
+        return dropout(x, rate, self.training)
 
 
 def count_parameters(config: Config) -> int:

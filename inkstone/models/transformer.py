@@ -28,6 +28,7 @@ from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.packing import Packing
+from inkstone.nn.pointwise import dropout
 from inkstone.nn.positions import sinusoids
 
 KIND = "seq2seq"
@@ -132,8 +133,7 @@ class Layer(nn.Module):
 
     def after(self, x: Tensor, update: Tensor, norm: LayerNorm) -> Tensor:
         """The residual sum, with the norm where it belongs."""
-        if self.dropout:
-            update = F.dropout(update, self.dropout, self.training)
+        update = dropout(update, self.dropout, self.training)
         return x + update if self.pre_norm else norm(x + update)
 
 
@@ -274,7 +274,7 @@ class Model(EncoderDecoder):
         else:
             x = x + sinusoids(positions, c.d_model).to(x.dtype)
         x = x if side.embed_norm is None else side.embed_norm(x)
-        return F.dropout(x, c.dropout, self.training) if c.dropout else x
+        return dropout(x, c.dropout, self.training)
 
 
 def count_parameters(config: Config) -> int:

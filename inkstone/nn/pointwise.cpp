@@ -1,4 +1,4 @@
-// What stands between the matmuls of a training step, for bf16 in memory: one pass through the cache
+// What stands between the matmuls of a training step, most of it for bf16 in memory: one pass through the cache
 // where torch makes several. The threads are those of torch's own matmuls (OpenMP), so that none
 // waits for a core on which another still spins.
 
@@ -63,6 +63,36 @@ INLINE void convert(const From* x, To* y, int64_t n) {
       std::memcpy(y + i, to, (end - i) * sizeof(To));
     }
     if (past) streamed();
+  }
+}
+
+// One number of 32 random bits for each place, whatever the order in which places are asked for: a
+// mixture of multiplications and shifts (Steele et al. 2014), with a key of 64 bits.
+INLINE U random_bits(uint64_t place, uint64_t key) {
+  U x = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  x += (uint32_t)place;
+  x ^= (uint32_t)key;
+  x ^= x >> 16, x *= 0x7feb352du;
+  x ^= (uint32_t)(key >> 32) ^ (uint32_t)(place >> 32);
+  x ^= x >> 15, x *= 0x846ca68bu;
+  x ^= x >> 16, x *= 0x9e3779b1u;
+  return x ^ (x >> 15);
+}
+
+template <class T>
+INLINE void thin_out(const T* x, T* y, int64_t n, uint64_t key, uint32_t below, float scale) {
+#pragma omp parallel for schedule(static) if (n > RUN)
+  for (int64_t start = 0; start < n; start += RUN) {
+    const int64_t end = std::min(n, start + RUN);
+    auto kept = [=](int64_t i, V v) { return random_bits(i, key) >= below ? v * scale : V{}; };
+    int64_t i = start;
+    for (; i + L <= end; i += L) store(y + i, kept(i, load(x + i)));
+    if (i < end) {
+      T from[L] = {}, to[L];
+      std::memcpy(from, x + i, (end - i) * sizeof(T));
+      store(to, kept(i, load(from)));
+      std::memcpy(y + i, to, (end - i) * sizeof(T));
+    }
   }
 }
 
@@ -140,6 +170,14 @@ void sums_of_squares(const float* x, int64_t n, double* sums) {
     for (; i < end; i++) total += (double)x[i] * x[i];
     sums[start / RUN] = total;
   }
+}
+
+// Numbers whose random bits lie below `below` become 0, the others grow by `scale`.
+void dropout_bf16(const bf16* x, bf16* y, int64_t n, uint64_t key, uint32_t below, float scale) {
+  thin_out(x, y, n, key, below, scale);
+}
+void dropout_fp32(const float* x, float* y, int64_t n, uint64_t key, uint32_t below, float scale) {
+  thin_out(x, y, n, key, below, scale);
 }
 
 // GELU by its tanh form: y = x/2 (1 + tanh(C (x + CUBE x^3))).

@@ -1,4 +1,4 @@
-"""What stands between the matmuls of a training step on a CPU, in bf16: `pointwise.cpp`.
+"""What stands between the matmuls of a training step on a CPU: `pointwise.cpp`.
 
 Each function says by `fits` whether it can do the work here; where it cannot, the caller asks
 torch, whose kernels go through the memory several times for the same result.
@@ -83,6 +83,46 @@ class _Gelu(torch.autograd.Function):
         return d_x
 
 
+def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+    """Zero in place of a share of the numbers, the others scaled up (Srivastava et al. 2014).
+
+    Which ones depends on one number drawn from torch's generator. The backward pass finds them
+    again by it, so that no mask is kept; torch's own takes ten times as long to draw one.
+
+    Args:
+        x: Any shape.
+        rate: The share, in [0, 1).
+        training: Nothing happens otherwise.
+    """
+    if not training or not rate:
+        return x
+    if _run_of_numbers(x):
+        out: Tensor = _Dropout.apply(x, rate, int(torch.randint(1 << 62, ())))
+        return out
+    return F.dropout(x, rate)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, key: int) -> Tensor:  # type: ignore[override]
+        ctx.rate, ctx.key = rate, key
+        return _thinned(x, rate, key)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _thinned(d_y, ctx.rate, ctx.key), None, None
+
+
+def _thinned(x: Tensor, rate: float, key: int) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    name = "dropout_bf16" if x.dtype == torch.bfloat16 else "dropout_fp32"
+    below, scale = ctypes.c_uint32(int(rate * 2**32)), ctypes.c_float(1 / (1 - rate))
+    _call(name, x, y, x.numel(), key, below, scale)
+    return y
+
+
 def narrow(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The rows of all matrices [n, m] below each other, in the dtype that a matmul runs in."""
     if dtype == torch.bfloat16 and all(_plain(x) and x.numel() >= WORTH for x in matrices):
@@ -114,12 +154,17 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def _plain(x: Tensor) -> bool:
     """Whether a compiled function takes x as a run of fp32 numbers."""
+    return x.dtype == torch.float32 and x.is_contiguous() and _run_of_numbers(x, 0)
+
+
+def _run_of_numbers(x: Tensor, worth: int = WORTH) -> bool:
+    """Whether x, or a contiguous copy, lies in this memory as fp32 or bf16, and is worth a call."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type == "cpu"
         and x.layout == torch.strided
-        and x.is_contiguous()
+        and x.numel() >= worth
         and not torch.compiler.is_compiling()
         and native.library("pointwise") is not None
     )

@@ -130,3 +130,41 @@ def test_torch_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not pointwise.fits(hidden)
     for a, b in zip(mine, gradients(), strict=True):
         assert float((a - b).norm() / b.norm()) < 1e-2
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1 << 12,), (401, 517), (2, 3, 33333)])
+def test_dropout_hides_its_share_and_the_backward_pass_the_same(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(shape, dtype=dtype, requires_grad=True)
+    y = pointwise.dropout(x, 0.3)
+    assert "Dropout" in type(y.grad_fn).__name__
+    kept = y != 0
+    assert y.detach().unique().tolist() == [0.0, float(torch.tensor(1 / 0.7).to(dtype))]
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=4 * (0.21 / x.numel()) ** 0.5)
+    (gradient,) = torch.autograd.grad(y, x, torch.full(shape, 2.0, dtype=dtype))
+    assert gradient.equal(2 * y.detach())
+    assert not (pointwise.dropout(x, 0.3) != 0).equal(kept)
+    torch.manual_seed(0)
+    assert (pointwise.dropout(x, 0.3) != 0).equal(kept), "the generator's seed decides"
+    assert pointwise.dropout(x, 0.3, False) is x and pointwise.dropout(x, 0.0) is x
+
+
+@compiled
+def test_what_dropout_hides_here_tells_nothing_of_what_it_hides_there() -> None:
+    torch.manual_seed(0)
+    n = 1 << 20
+    masks = torch.stack([pointwise.dropout(torch.ones(n), 0.5) for _ in range(8)]) - 1
+    bound = 5 / n**0.5
+    for shift in (1, 2, 8, 16, 17, 64, 4096, 16384):  # lanes, vectors, rows, runs
+        assert (masks[:, shift:] * masks[:, :-shift]).mean(1).abs().max() < bound
+    assert (masks @ masks.T / n - torch.eye(8)).abs().max() < bound
+    bits = masks.view(8, -1, 16) > 0
+    counts = bits.sum(2).flatten().bincount(minlength=17) / bits[..., 0].numel()
+    binomial = torch.distributions.Binomial(16, torch.tensor(0.5))
+    torch.testing.assert_close(
+        counts, binomial.log_prob(torch.arange(17.0)).exp(), rtol=0, atol=4e-3
+    )
