@@ -45,6 +45,8 @@ class Config(Section):
         n_layers: Layers.
         hidden_size: H; 0: d_model. A last layer whose words share the embedding has D units.
         tied_head: Words are scored with the embedding (Inan et al. 2017; Press & Wolf 2017).
+        head_scale: What the last outputs grow by before words are scored with them. They lie
+            between −1 and 1, so 1 leaves it to the embedding to become large, which takes long.
         dropout: Of the last layer's outputs. All dropout is locked: one mask for all steps.
         input_dropout: Of the embedded words.
         hidden_dropout: Between layers.
@@ -60,6 +62,7 @@ class Config(Section):
     n_layers: int = Field(default=1, ge=1, le=256)
     hidden_size: int = Field(default=0, ge=0, le=1 << 16)
     tied_head: bool = True
+    head_scale: float = Field(default=16.0, gt=0.0, le=1e4)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     hidden_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -191,7 +194,7 @@ class LanguageModel(Decoder):
         x = locked_dropout(raw, steps, c.dropout, training=training)
         wanted = training and bool(c.ar or c.tar)
         self._extra = activation_loss(x, raw, steps, c.ar, c.tar) if wanted else None
-        return x, ends
+        return x * c.head_scale, ends
 
     def extra_loss(self) -> Tensor | None:
         """The activation regularisers of the batch read last."""
@@ -433,6 +436,8 @@ def _to_hf_config(config: Config | EncoderConfig, family: str) -> dict[str, Any]
 def _own_fields(hf: dict[str, Any], config: type[Section]) -> dict[str, Any]:
     """The fields of `config` that a `config.json` of `to_hf_config` holds."""
     fields = {name: hf[name] for name in config.model_fields if name in hf}
+    if "head_scale" in config.model_fields:
+        fields.setdefault("head_scale", 1.0)  # of folders that were written before there was one
     if "n_labels" in config.model_fields:
         prefix = str((hf.get("architectures") or [""])[0]).split("Model")[0].split("For")[0]
         fields["head"], fields["n_labels"] = hf_head(hf, prefix)

@@ -29,6 +29,7 @@ PRESETS = {
     "awd-lstm-wikitext2": Config(  # Merity et al. 2017, section 5
         vocab_size=33278, d_model=400, n_layers=3, hidden_size=1150, dropout=0.4,
         input_dropout=0.65, hidden_dropout=0.2, embed_dropout=0.1, weight_drop=0.5, ar=2.0, tar=1.0,
+        head_scale=1.0,
     )
 }  # fmt: skip
 

@@ -27,10 +27,13 @@ class Linear(nn.Module):
         d_in: Width of the input.
         d_out: Width of the output.
         bias: Whether b exists.
+        maps: How many maps of one input stand below each other in W: the gates of a recurrent cell,
+            for example. An optimizer that treats a matrix as a whole (Muon) takes them one by one.
     """
 
-    def __init__(self, d_in: int, d_out: int, *, bias: bool = False) -> None:
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, maps: int = 1) -> None:
         super().__init__()
+        self.maps = maps
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
 

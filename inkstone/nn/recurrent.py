@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inkstone.nn import compiled
 from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.pointwise import dropout
 from inkstone.nn.steps import Steps
 
 WORTH_IT = 512  # tokens: below, torch's kernels are as good, and nothing needs to be compiled
@@ -44,8 +45,9 @@ class Cell(nn.Module):
     def __init__(self, d_in: int, hidden_size: int, *, weight_drop: float = 0.0) -> None:
         super().__init__()
         self.hidden_size, self.weight_drop = hidden_size, weight_drop
-        self.x = Linear(d_in, self.GATES * hidden_size, bias=True)
-        self.h = Linear(hidden_size, self.GATES * hidden_size, bias=self.KIND == "gru")
+        d_out, gru = self.GATES * hidden_size, self.KIND == "gru"
+        self.x = Linear(d_in, d_out, bias=True, maps=self.GATES)
+        self.h = Linear(hidden_size, d_out, bias=gru, maps=self.GATES)
         self.init()
 
     @torch.no_grad()
@@ -62,7 +64,7 @@ class Cell(nn.Module):
 
     def recurrent_weight(self) -> Tensor:
         """[G·H, H], thinned out while training."""
-        return F.dropout(self.h.weight, self.weight_drop, self.training and self.weight_drop > 0)
+        return dropout(self.h.weight, self.weight_drop, self.training)
 
     def advance(self, x: Tensor, state: State, weight: Tensor) -> State:
         """The cell's formula.
@@ -283,7 +285,7 @@ def locked_dropout(x: Tensor, steps: Steps, rate: float, *, training: bool) -> T
     """
     if not training or not rate:
         return x
-    return steps.each(x, F.dropout(x.new_ones(steps.n_sequences, x.shape[1]), rate))
+    return steps.each(x, dropout(x.new_ones(steps.n_sequences, x.shape[1]), rate))
 
 
 def embedding_dropout(
@@ -304,7 +306,7 @@ def embedding_dropout(
     x = embed(ids, dtype)
     if not training or not rate:
         return x
-    kept = F.dropout(x.new_ones(len(embed.weight)), rate)
+    kept = dropout(x.new_ones(len(embed.weight)), rate)
     return x * kept[ids].unsqueeze(-1)
 
 

@@ -8,7 +8,7 @@ hidden matrix by a Newton-Schulz iteration; embeddings, the head and vectors go 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from inkstone.errors import CheckpointError
 from inkstone.nn import pointwise
+from inkstone.nn.linear import Linear
 from inkstone.training.config import TrainingConfig
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest slope at zero that still settles
@@ -32,6 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: 2-D parameters.
+        maps: Of parameters that hold several matrices below each other, how many (`Linear.maps`).
         lr: Learning rate; also the size of a singular value of the step.
         momentum: Nesterov momentum.
         weight_decay: Decoupled weight decay.
@@ -44,12 +46,13 @@ class Muon(torch.optim.Optimizer):
         params: list[nn.Parameter],
         lr: float = 0.02,
         *,
+        maps: Mapping[nn.Parameter, int] | None = None,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.maps, self.dtype = dict(maps or {}), dtype
         self.grad_scale: Tensor | None = None  # named as in torch's fused optimizers
 
     @torch.no_grad()
@@ -57,14 +60,14 @@ class Muon(torch.optim.Optimizer):
         """One update of every matrix that has a gradient, after dividing it by `grad_scale`."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            alike: dict[tuple[torch.Size, int], list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for shape, params in by_shape.items():
-                self._update(params, shape, group)
+                    alike[p.shape, self.maps.get(p, 1)].append(p)
+            for (_, maps), params in alike.items():
+                self._update(params, maps, group)
 
-    def _update(self, params: list[nn.Parameter], shape: torch.Size, group: dict[str, Any]) -> None:
+    def _update(self, params: list[nn.Parameter], maps: int, group: dict[str, Any]) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
         if self.grad_scale is not None:
             torch._foreach_div_(gradients, self.grad_scale)
@@ -74,9 +77,12 @@ class Muon(torch.optim.Optimizer):
         buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        directions = orthogonalise(torch.stack([x.to(self.dtype) for x in nesterov]))
+        stacked = torch.stack([x.to(self.dtype) for x in nesterov])
+        matrices = stacked.unflatten(1, (maps, -1)).flatten(0, 1)
+        directions = orthogonalise(matrices).reshape(stacked.shape)
         weights: list[Tensor] = list(params)
-        scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+        rows, columns = matrices.shape[1:]
+        scale = group["lr"] * max(1.0, rows / columns) ** 0.5
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, directions.to(params[0].dtype).unbind(), alpha=-scale)
@@ -130,9 +136,10 @@ class Optimizers:
             )
         ]  # fmt: skip
         if use_muon:
+            maps = {m.weight: m.maps for m in model.modules() if isinstance(m, Linear)}
             muon = Muon(
-                matrices, config.matrix_lr, momentum=config.momentum, weight_decay=decay,
-                dtype=model.compute_dtype,
+                matrices, config.matrix_lr, maps=maps, momentum=config.momentum,
+                weight_decay=decay, dtype=model.compute_dtype,
             )  # fmt: skip
             self.all.append(muon)
         self._base = [[g["lr"] for g in o.param_groups] for o in self.all]

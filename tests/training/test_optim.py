@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inkstone.errors import CheckpointError
-from inkstone.models import gpt2, llama
+from inkstone.models import gpt2, llama, lstm
 from inkstone.training.config import TrainingConfig
 from inkstone.training.optim import Muon, Optimizers, orthogonalise
 from inkstone.training.plan import Plan
@@ -44,6 +44,26 @@ def test_muon_equals_its_textbook_step() -> None:
         direction = orthogonalise((0.1 * grad + 0.9 * buffer)[None])[0]
         value = value * (1 - 0.1 * 0.5) - 0.1 * math.sqrt(6 / 4) * direction
         torch.testing.assert_close(p.detach(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_takes_the_gates_of_a_cell_one_by_one() -> None:
+    torch.manual_seed(0)
+    model = lstm.Model(lstm.Config(vocab_size=20, d_model=6, n_layers=2, hidden_size=8))
+    settings_ = TrainingConfig(optimizer="muon", matrix_lr=0.1, weight_decay=0.0, max_steps=1)
+    optimizers = Optimizers(model, settings_)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    optimizers.step(1.0)
+    for name in ("layers.cells.0.x.weight", "layers.cells.0.h.weight", "layers.cells.1.h.weight"):
+        after = dict(model.named_parameters())[name]
+        for gate, old, gradient in zip(
+            after.chunk(4), before[name].chunk(4), gradients[name].chunk(4), strict=True
+        ):
+            scale = 0.1 * max(1.0, gate.shape[0] / gate.shape[1]) ** 0.5
+            expected = old - scale * orthogonalise(gradient[None])[0]
+            torch.testing.assert_close(gate.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [gpt2, llama])
