@@ -91,6 +91,8 @@ def ours(training: bool) -> Callable[[Batch], float]:
 
     from inkstone import device
     from inkstone.models import bert
+    from inkstone.training.config import TrainingConfig
+    from inkstone.training.optim import Optimizers
 
     device.tune_allocator()
     torch.manual_seed(0)
@@ -104,14 +106,12 @@ def ours(training: bool) -> Callable[[Batch], float]:
             return float(model(batch[0], attention_mask=batch[1]).sum())
 
         return infer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
+    optimizers = Optimizers(model, TrainingConfig(optimizer="adamw", lr=2e-5, weight_decay=0.01))
 
     def step(batch: Batch) -> float:
-        optimizer.zero_grad()
         loss = F.cross_entropy(model(batch[0], attention_mask=batch[1]).float(), batch[2])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizers.step(1.0, max(1.0, float(optimizers.gradient_norm())))
         return float(loss.detach())
 
     return step

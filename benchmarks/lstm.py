@@ -1,6 +1,6 @@
 """LSTM training: Inkstone beside torch's own LSTM and Keras on TensorFlow, 2 threads.
 
-    python -m benchmarks.lstm [--keras-python PATH] [--imdb-epochs 0]
+    python -m benchmarks.lstm [--keras-python PATH] [--imdb-epochs 0] [--rounds 3]
 
 The shape of the textbooks: Embedding(10,000 × 128) → LSTM(128) → sigmoid, length 500, batch 128,
 Adam. Each side runs in a process of its own, in turn, several rounds; the figure is the median
@@ -222,19 +222,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keras-python", default="")
     parser.add_argument("--imdb-epochs", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the shape; 0 leaves it out")
     arguments = parser.parse_args()
     sides = [(s, p) for s in ("inkstone", "torch") for p in ("bf16", "fp32")]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {side: [] for side in sides}
     if arguments.keras_python:
         found["keras", "fp32"] = []
-    for _ in range(ROUNDS):
+    for _ in range(arguments.rounds):
         for side, runs in found.items():
             runs.append(
                 keras(arguments.keras_python, "shape")
                 if side[0] == "keras"
                 else common.child(__spec__.name, "shape", *side)
             )
-    rates = {side: statistics.median(run["rate"] for run in runs) for side, runs in found.items()}
+    rates = {s: statistics.median(run["rate"] for run in runs) for s, runs in found.items() if runs}
     rows: list[dict[str, Any]] = []
     for side, rate in rates.items():
         row: dict[str, Any] = {"side": side[0], "precision": side[1], "sequences/s": rate}

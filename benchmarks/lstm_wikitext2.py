@@ -30,10 +30,9 @@ from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.nn.steps import Steps
 
 SHAPE = {
-    "d_model": 256, "n_layers": 2, "hidden_size": 768, "max_seq_len": CONTEXT, "dropout": 0.3,
-    "input_dropout": 0.3, "hidden_dropout": 0.2, "embed_dropout": 0.1, "weight_drop": 0.2,
-    "ar": 1.0, "tar": 1.0,
+    "d_model": 256, "n_layers": 1, "max_seq_len": CONTEXT, "dropout": 0.2, "input_dropout": 0.1,
 }  # fmt: skip
+SETTINGS = {"lr": 4e-3, "matrix_lr": 0.03, "decay_fraction": 0.8, "eval_every": 600}
 AT_ONCE = 4096  # tokens of the test part read at a time
 
 
@@ -55,8 +54,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--shape", type=json.loads, default={})
     parser.add_argument("--training", type=json.loads, default={})
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=64)
     arguments = parser.parse_args()
     began = time.perf_counter()
     device.tune_allocator()
@@ -68,7 +67,7 @@ def main() -> None:
         model = lstm.Model(lstm.Config(vocab_size=len(vocabulary), **(SHAPE | arguments.shape)))
         best, result, curve = wikitext2.learn(
             model, corpora, root, began, arguments.minutes, arguments.rows, arguments.length,
-            {"eval_every": 120} | arguments.training,
+            SETTINGS | arguments.training,
         )  # fmt: skip
         minutes = (time.perf_counter() - began) / 60
         row: dict[str, Any] = {
