@@ -3,7 +3,8 @@
     python -m benchmarks.word_vectors [--glove PATH_TO_A_BUILT_CHECKOUT] [--only word2vec glove]
 
 Word2Vec: skip-gram and CBOW with negative sampling at the defaults that both sides share (100
-numbers, window 5, 5 noise words, t = 0.001, words seen 5 times, 5 epochs). Gensim reads a file of
+numbers, window 5, 5 noise words, t = 0.001, words seen 5 times, 5 epochs); Gensim draws the noise
+words anew for every pair of words, we for every window. Gensim reads a file of
 lines of 10,000 words (`corpus_file`, its faster way); `--lists` has it read lists of words as well.
 Words a second are those of the raw text, of training alone: vocabulary and compilation are outside.
 GloVe: the programs of stanfordnlp/GloVe, after `make`; 100 numbers, window 10, x_max 10, 25 passes;

@@ -9,9 +9,13 @@ Representations of Words and Phrases and their Compositionality" (2013b): the ob
     (4)  log σ(v'_{w_O} · v_{w_I}) + Σᵢ₌₁ᵏ log σ(−v'_{wᵢ} · v_{w_I})        negative sampling
     (5)  P(w is dropped) = 1 − sqrt(t / f(w))                               subsampling
 
-CBOW predicts w_t from the mean of the vectors around it (2013a, section 3.1). One step of gradient
-descent a prediction, with a rate that falls linearly; the step itself is `vectors/plain.py`,
-its compiled twin `vectors/compiled.py`. Shapes: V words, D d_model.
+As in the released code, skip-gram reads each pair the other way around: every word of a window
+predicts the one in its middle, which over a text makes the same pairs. So one set of noise words
+serves a whole window (Ji et al. 2016, "Parallelizing Word2Vec in Shared and Distributed Memory",
+section 3): few rows are fetched, and threads seldom write to the same ones. CBOW predicts w_t from
+the mean of the vectors around it (2013a, section 3.1). One step of gradient descent a window, with
+a rate that falls linearly; the step itself is `vectors/plain.py`, its compiled twin
+`vectors/compiled.py`. Shapes: V words, D d_model.
 """
 
 from __future__ import annotations
@@ -39,9 +43,10 @@ class Config(Section):
 
     Attributes:
         d_model: D.
-        architecture: Predict the window from the word, or the word from the window.
+        architecture: Predict the middle word of a window from each of the others, or from their
+            mean.
         loss: Negative sampling (eq. 4) or hierarchical softmax (eq. 3).
-        negative: k, noise words a prediction.
+        negative: k, noise words a window.
         noise_power: Noise words are drawn in proportion to count ^ this.
         window: c; each position draws its own from 1 to this.
         sample: t, the share from which words are thinned out; 0 keeps all.

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from inkstone.vectors.plain import LIMIT, LOSS_EVERY, SIGMOID, STEPS
+from inkstone.vectors.rows import row_functions
 from inkstone.vectors.vocabulary import BREAK
 
 U = np.uint64
@@ -38,7 +39,8 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
 
     compiled = njit(nogil=True, fastmath=True, error_model="numpy")
     inlined = njit(fastmath=True, error_model="numpy", inline="always")  # a fifth faster than calls
-    d, table, sixteen, per_unit = d_model, SIGMOID, F(LIMIT), F(STEPS / (2 * LIMIT))
+    table, sixteen, per_unit = SIGMOID, F(LIMIT), F(STEPS / (2 * LIMIT))
+    size, (dot, put, add) = U(4 * d_model), row_functions(d_model)  # bytes of a row
 
     @compiled
     def draw(state):  # type: ignore[no-untyped-def]
@@ -69,38 +71,64 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
         return count, state
 
     @inlined
-    def learn(h, new, output, outputs, labels, count, lr, error):  # type: ignore[no-untyped-def]
-        """One gradient step on −Σ log σ(±h·v): adds h's part to `new`, writes the v's."""
+    def learn(x, gain, near, m, output, outputs, labels, count, lr, error):  # type: ignore[no-untyped-def]
+        """One gradient step on −Σ log σ(±x·v) of m x's with all v's; leaves `gain` for the x's."""
         for q in range(count):
-            row = U(outputs[q])
-            dot = F(0)
-            for k in range(d):
-                dot += h[U(k)] * output[row, U(k)]
-            place = min(max((dot + sixteen) * per_unit, F(0)), F(STEPS - 1))
-            cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
-            low = table[cell]
-            error[q] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
+            v = output + U(outputs[q]) * size
+            for j in range(m):
+                place = (dot(x + near[U(j)] * size, v) + sixteen) * per_unit
+                place = min(max(place, F(0)), F(STEPS - 1))
+                cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
+                low = table[cell]
+                error[q, j] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
         for q in range(count):
-            row, step = U(outputs[q]), error[q] * lr
-            for k in range(d):
-                v = output[row, U(k)]
-                new[U(k)] += step * v
-                output[row, U(k)] = v + step * h[U(k)]
+            v = output + U(outputs[q]) * size
+            for j in range(m):
+                at = near[U(j)] * size
+                if q == 0:
+                    put(gain + at, error[q, j] * lr, v)
+                else:
+                    add(gain + at, error[q, j] * lr, v)
+            for j in range(m):
+                add(v, error[q, j] * lr, x + near[U(j)] * size)
 
     @compiled
     def loss_of(error, count):  # type: ignore[no-untyped-def]
         total = 0.0
         for q in range(count):
-            total -= np.log(max(1e-6, 1.0 - abs(error[q])))
+            total -= np.log(max(1e-6, 1.0 - abs(error[q, 0])))
         return total
+
+    @inlined
+    def enter(word, at, x, entered, inputs, group_starts, groups):  # type: ignore[no-untyped-def]
+        """Hold the vector of a word that comes into the window."""
+        first, last = group_starts[word], group_starts[word + U(1)]
+        share = F(1) / F(last - first)
+        put(x + at, share, inputs + U(groups[U(first)]) * size)
+        for g in range(first + 1, last):
+            add(x + at, share, inputs + U(groups[U(g)]) * size)
+        put(entered + at, F(1), x + at)
+
+    @inlined
+    def leave(word, at, x, entered, inputs, group_starts, groups):  # type: ignore[no-untyped-def]
+        """What a word's vector has gained since goes into its rows."""
+        add(x + at, F(-1), entered + at)
+        for g in range(group_starts[word], group_starts[word + U(1)]):
+            add(inputs + U(groups[U(g)]) * size, F(1), x + at)
 
     @compiled
     def run(  # type: ignore[no-untyped-def]
         rows, inputs, output, keep, group_starts, groups, noise, starts, nodes, bits,
         window, negative, lr, state, buffer, outputs, labels,
     ):  # fmt: skip
-        h, new, old = np.empty(d, F), np.empty(d, F), np.empty(d, F)
-        error = np.empty(len(outputs), F)
+        ring = 2 * window + 1  # vectors that are held, and behind them the mean of some
+        held = np.empty((3, ring + 1, d_model), F)
+        x = U(held.ctypes.data)
+        gain = x + U(ring + 1) * size
+        entered, mean = gain + U(ring + 1) * size, U(ring)
+        near, middle = np.empty(ring, U), np.full(1, mean, U)
+        error = np.empty((len(outputs), ring), F)
+        source, target = U(inputs.ctypes.data), U(output.ctypes.data)
         loss, looked, kept = 0.0, 0, 0
         position, end = 0, len(rows)
         while position < end:
@@ -117,76 +145,41 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                     buffer[U(n)] = word
                     n += 1
             kept += n
-            for i in range(n):
-                state = draw(state)
-                reach = window - np.int64((state >> U(32)) % U(window))
-                left, right = max(0, i - reach), min(n, i + reach + 1)
-                if right - left < 2:
-                    continue
-                look = i % LOSS_EVERY == 0
-                for k in range(d):
-                    h[U(k)] = F(0)
-                if cbow:
-                    members = 0
-                    for j in range(left, right):
-                        if j == i:
-                            continue
-                        word = U(buffer[U(j)])
-                        for g in range(group_starts[word], group_starts[word + U(1)]):
-                            row = U(groups[U(g)])
-                            members += 1
-                            for k in range(d):
-                                h[U(k)] += inputs[row, U(k)]
-                    scale = F(1) / F(members)
-                    for k in range(d):
-                        h[U(k)] *= scale
-                        new[U(k)] = F(0)
-                    count, state = targets(
-                        U(buffer[U(i)]), state, noise, starts, nodes, bits, negative,
-                        outputs, labels,
-                    )  # fmt: skip
-                    learn(h, new, output, outputs, labels, count, lr, error)
-                    if look:
-                        loss += loss_of(error, count)
-                        looked += 1
-                    for j in range(left, right):
-                        if j == i:
-                            continue
-                        word = U(buffer[U(j)])
-                        for g in range(group_starts[word], group_starts[word + U(1)]):
-                            row = U(groups[U(g)])
-                            for k in range(d):
-                                inputs[row, U(k)] += new[U(k)]
-                else:
-                    word = U(buffer[U(i)])
-                    first, last = group_starts[word], group_starts[word + U(1)]
-                    for g in range(first, last):
-                        row = U(groups[U(g)])
-                        for k in range(d):
-                            h[U(k)] += inputs[row, U(k)]
-                    scale = F(1) / F(last - first)
-                    for k in range(d):
-                        h[U(k)] *= scale
-                        new[U(k)] = h[U(k)]
-                        old[U(k)] = h[U(k)]
-                    for j in range(left, right):
-                        if j == i:
-                            continue
+            for i in range(-window, n + window):
+                if i + window < n:
+                    word, at = U(buffer[U(i + window)]), U((i + window) % ring) * size
+                    enter(word, at, x, entered, source, group_starts, groups)
+                if 0 <= i < n:
+                    state = draw(state)
+                    reach = window - np.int64((state >> U(32)) % U(window))
+                    m = 0
+                    for j in range(max(0, i - reach), min(n, i + reach + 1)):
+                        near[U(m)] = U(j % ring)
+                        m += j != i
+                    if m > 0:
+                        word = U(buffer[U(i)])
                         count, state = targets(
-                            U(buffer[U(j)]), state, noise, starts, nodes, bits, negative,
-                            outputs, labels,
-                        )  # fmt: skip
-                        learn(h, new, output, outputs, labels, count, lr, error)
-                        if look:
+                            word, state, noise, starts, nodes, bits, negative, outputs, labels
+                        )
+                        if cbow:
+                            share = F(1) / F(m)
+                            put(x + mean * size, share, x + near[U(0)] * size)
+                            for j in range(1, m):
+                                add(x + mean * size, share, x + near[U(j)] * size)
+                            learn(x, gain, middle, 1, target, outputs, labels, count, lr, error)
+                            for j in range(m):
+                                add(x + near[U(j)] * size, F(1), gain + mean * size)
+                        else:
+                            learn(x, gain, near, m, target, outputs, labels, count, lr, error)
+                            for j in range(m):
+                                at = near[U(j)] * size
+                                add(x + at, F(1), gain + at)
+                        if i % LOSS_EVERY == 0:
                             loss += loss_of(error, count)
                             looked += 1
-                            look = False
-                        for k in range(d):
-                            h[U(k)] = new[U(k)]
-                    for g in range(first, last):
-                        row = U(groups[U(g)])
-                        for k in range(d):
-                            inputs[row, U(k)] += h[U(k)] - old[U(k)]
+                if i - window >= 0:
+                    word, at = U(buffer[U(i - window)]), U((i - window) % ring) * size
+                    leave(word, at, x, entered, source, group_starts, groups)
         return loss, looked, kept
 
     return run

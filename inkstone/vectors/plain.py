@@ -3,7 +3,7 @@ where Numba is not installed (some hundred times slower).
 
 Random numbers come from xorshift64 (Marsaglia 2003, shifts 13, 7, 17), one state a chunk of text,
 drawn in this order: one number a word to thin out frequent words, through a whole text; then for
-each word that was kept, one for its window, and for each prediction one a noise word.
+each word that was kept, one for its window, and one for each noise word that it is told from.
 """
 
 from __future__ import annotations
@@ -66,11 +66,14 @@ def train_words(
         −log σ(v'_w · h) − Σᵢ log σ(−v'_i · h),  i drawn from the noise   (Mikolov 2013b, eq. 4)
         −Σ_n log σ(±v'_n · h),  n on w's path in the Huffman tree          (eq. 3)
 
-    Skip-gram: h is the middle word's vector and predicts each word of the window in turn. CBOW: h
-    is the mean of the window's vectors and predicts the middle word; each of them then takes the
-    whole gradient of h, as in word2vec's released code. A word's vector is the mean of the rows of
-    its group (fastText: itself and its n-grams; word2vec: only itself), and every one of them takes
-    the whole gradient of the mean, as in fastText's.
+    The word in the middle of a window is predicted. Skip-gram: from each word around it, h being
+    that word's vector; all are told from the same noise words (Ji et al. 2016, section 3) and learn
+    from the output rows as they were. CBOW: h is the mean of those vectors, and each of them takes
+    the whole gradient of h, as in word2vec's released code.
+
+    The vector of a word is the mean of the rows of its group (fastText: itself and its n-grams;
+    word2vec: only itself). It is held from when the word comes within reach of a window until no
+    window reaches it; then every row of the group takes the whole gain, as in fastText's code.
 
     The output rows move one after another; where noise draws a word twice, its second move starts
     from the first.
@@ -84,7 +87,7 @@ def train_words(
         noise: [V] alias table (`Vocabulary.noise`).
         starts, nodes, bits: Huffman paths (`HuffmanTree`).
         window: The widest; each position draws its own from 1 to this.
-        negative: Noise words a prediction; one that equals the target is dropped.
+        negative: Noise words a window; one that equals the target is dropped.
         lr: Learning rate of the whole chunk.
         state: Of the random numbers, not 0.
         cbow, hierarchical: Which of the four.
@@ -113,38 +116,42 @@ def train_words(
         return np.array(drawn), labels
 
     def learn(h: Floats, word: int, look: bool) -> Floats:
-        """Updates the output rows; returns the step of h."""
+        """Updates the output rows by every row of h [M, D]; returns the steps of h."""
         nonlocal loss, looked
         which, labels = targets(word)
-        error = labels - 1 / (1 + np.exp(-(output[which] @ h)))
+        error = labels[:, None] - 1 / (1 + np.exp(-(output[which] @ h.T)))
         if look:
-            loss -= float(np.log(np.maximum(1e-6, 1 - np.abs(error))).sum())
+            loss -= float(np.log(np.maximum(1e-6, 1 - np.abs(error[:, 0]))).sum())
             looked += 1
         to_h = np.zeros_like(h)
         for row, step in zip(which, np.float32(lr) * error, strict=True):
-            to_h += step * output[row]
-            output[row] += step * h
+            to_h += np.outer(step, output[row])
+            output[row] += step @ h
         return to_h
 
     for text in _texts(rows):
         words = [int(w) for w in text if w >= 0]
         words = [w for w in words if np.float32((random() >> 40) * 2.0**-24) < keep[w]]
         kept += len(words)
-        for i, word in enumerate(words):
-            reach = window - (random() >> 32) % window
-            context = words[max(0, i - reach) : i] + words[i + 1 : i + reach + 1]
-            if not context:
-                continue
-            look = i % LOSS_EVERY == 0
-            if cbow:
-                members = np.concatenate([group[c] for c in context])
-                np.add.at(inputs, members, learn(inputs[members].mean(axis=0), word, look))
-                continue
-            old = inputs[group[word]].mean(axis=0)
-            h = old.copy()
-            for number, other in enumerate(context):
-                h += learn(h, other, look and number == 0)
-            np.add.at(inputs, group[word], h - old)
+        held: dict[int, tuple[Floats, Floats]] = {}  # as they came into the window, and now
+        for i, word in enumerate([*words, *[-1] * window]):
+            for j in range(i, min(i + window + 1, len(words))):
+                if j not in held:
+                    entered = inputs[group[words[j]]].mean(axis=0)
+                    held[j] = entered, entered.copy()
+            if word >= 0:
+                reach = window - (random() >> 32) % window
+                near = [j for j in range(i - reach, i + reach + 1) if j in held and j != i]
+                if near:
+                    h = np.stack([held[j][1] for j in near])
+                    if cbow:
+                        h = h.mean(axis=0, keepdims=True)
+                    steps = learn(h, word, i % LOSS_EVERY == 0)
+                    for number, j in enumerate(near):
+                        held[j][1][:] += steps[0 if cbow else number]
+            if i >= window and i - window in held:
+                entered, left = held.pop(i - window)
+                np.add.at(inputs, group[words[i - window]], left - entered)
     return loss, looked, kept
 
 

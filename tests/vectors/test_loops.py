@@ -59,6 +59,7 @@ class Textbook:
         return (x >> 32) * V // 2**32 if x % 2**32 < own else other
 
     def predict(self, h: torch.Tensor, word: int, look: bool) -> torch.Tensor:
+        """Steps of h [M, D], each row of which predicts the word."""
         if self.hierarchical:
             tree = self.tree
             path = slice(int(tree.starts[word]), int(tree.starts[word + 1]))
@@ -69,12 +70,12 @@ class Textbook:
             which, signs = [word, *drawn], [1, *[-1] * len(drawn)]
         assert len(set(which)) == len(which), "a word twice: choose another STATE"
         h, out = h.clone().requires_grad_(), self.output[which].clone().requires_grad_()
-        loss = -torch.nn.functional.logsigmoid(torch.tensor(signs) * (out @ h)).sum()
-        loss.backward()
+        losses = -torch.nn.functional.logsigmoid(torch.tensor(signs) * (h @ out.T)).sum(1)
+        losses.sum().backward()
         assert out.grad is not None and h.grad is not None
         self.output[which] -= LR * out.grad
         if look:
-            self.losses.append(loss.item())
+            self.losses.append(losses[0].item())
         return -LR * h.grad
 
     def train(self, stream: list[int], keep: np.ndarray, window: int, own: list[list[int]]) -> None:
@@ -87,20 +88,25 @@ class Textbook:
         for text in texts:
             text = [w for w in text if (self.number() >> 40) / 2**24 < keep[w]]
             self.kept += len(text)
+            x = dict[int, torch.Tensor]()  # vectors of the words within the widest window
+            before = dict[int, torch.Tensor]()
             for i, word in enumerate(text):
+                for j in range(i, i + window + 1):
+                    if j < len(text) and j not in before:
+                        before[j] = self.inputs[own[text[j]]].mean(0)
+                        x[j] = before[j].clone()
                 reach = window - (self.number() >> 32) % window
                 near = [j for j in range(i - reach, i + reach + 1) if 0 <= j < len(text) and j != i]
-                if self.cbow and near:
-                    members = [g for j in near for g in own[text[j]]]
-                    step = self.predict(self.inputs[members].mean(0), word, i % 16 == 0)
-                    for g in members:
-                        self.inputs[g] += step
-                elif not self.cbow:
-                    for j in near:
-                        look = i % 16 == 0 and j == near[0]
-                        step = self.predict(self.inputs[own[word]].mean(0), text[j], look)
-                        for g in own[word]:
-                            self.inputs[g] += step
+                if near:
+                    h = torch.stack([x[j] for j in near])
+                    steps = self.predict(h.mean(0)[None] if self.cbow else h, word, i % 16 == 0)
+                    for j, step in zip(near, steps.expand_as(h), strict=True):
+                        x[j] += step
+                gone = range(len(text)) if i == len(text) - 1 else [i - window]
+                for j in sorted(x.keys() & set(gone)):
+                    for g in own[text[j]]:
+                        self.inputs[g] += x[j] - before[j]
+                    del x[j]
 
 
 def arguments(arrays: list[np.ndarray], keep: np.ndarray, own: list[list[int]]) -> list[Any]:
