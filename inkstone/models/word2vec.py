@@ -169,6 +169,7 @@ class Model(Trainer):
                 np.empty(CHUNK, np.int32),
                 np.empty(self._longest, np.uint64),
                 np.empty(self._longest, np.float32),
+                np.empty((3, 2 * self.config.window + 2, self.config.d_model), np.float32),
             )
         done: tuple[float, int, int] = loop(
             *arguments, np.float32(lr), np.uint64(state), *self._scratch.buffers

@@ -119,10 +119,17 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
     @compiled
     def run(  # type: ignore[no-untyped-def]
         rows, inputs, output, keep, group_starts, groups, noise, starts, nodes, bits,
-        window, negative, lr, state, buffer, outputs, labels,
+        window, negative, lr, state, buffer, outputs, labels, held,
     ):  # fmt: skip
+        """`plain.train_words` with room to work in, which the caller keeps alive: addresses of what
+        is made here would not.
+
+        Args:
+            buffer: [N] int32.
+            outputs, labels: [longest path, or negative + 1] uint64, fp32.
+            held: [3, 2 · window + 2, D] fp32.
+        """
         ring = 2 * window + 1  # vectors that are held, and behind them the mean of some
-        held = np.empty((3, ring + 1, d_model), F)
         x = U(held.ctypes.data)
         gain = x + U(ring + 1) * size
         entered, mean = gain + U(ring + 1) * size, U(ring)

@@ -121,7 +121,8 @@ def arguments(arrays: list[np.ndarray], keep: np.ndarray, own: list[list[int]]) 
 def run(loop: str, given: list[Any], **kind: bool) -> tuple[float, int, int]:
     if loop == "plain":
         return plain.train_words(*given, LR, STATE, **kind)
-    buffers = np.empty(60, np.int32), np.empty(99, np.uint64), np.empty(99, np.float32)
+    buffers = [np.empty(n, kind) for n, kind in ((60, np.int32), (99, np.uint64), (99, np.float32))]
+    buffers.append(np.empty((3, 8, D), np.float32))
     called: Run = compiled.train_words(D, **kind)
     return called(*given, np.float32(LR), np.uint64(STATE), *buffers)
 
