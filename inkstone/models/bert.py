@@ -20,7 +20,7 @@ from inkstone.errors import ModelError
 from inkstone.models import _base
 from inkstone.models._encoder import CLASSES, Encoder, Head, hf_head, hf_labels
 from inkstone.models._weights import Weight
-from inkstone.nn.attention import View, attend
+from inkstone.nn.attention import View, attend_packed
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.packing import Packing
@@ -100,9 +100,8 @@ class Block(nn.Module):
 
     def attention(self, x: Tensor, packing: Packing, view: View) -> Tensor:
         """Multi-head self-attention in both directions: [N, D] → [N, D]."""
-        qkv = packing.unpack(stacked(x, (self.q, self.k, self.v)))
-        q, k, v = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, E]
-        return self.o(packing.pack(attend(q, k, v, view)))
+        qkv = stacked(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
+        return self.o(attend_packed(*qkv.unbind(1), packing, view))
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""

@@ -23,7 +23,7 @@ from inkstone.errors import ModelError
 from inkstone.models import _base
 from inkstone.models._seq2seq import EncoderDecoder, Memory
 from inkstone.models._weights import Weight
-from inkstone.nn.attention import View, attend
+from inkstone.nn.attention import View, attend, attend_packed
 from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
@@ -144,8 +144,8 @@ class EncoderBlock(Layer):
         """[N, D] → [N, D]."""
         a = self.attention
         read = self.before(x, self.attention_norm)
-        q, k, v = (a.heads(packing.unpack(part)) for part in a.own(read))
-        x = self.after(x, a.o(packing.pack(attend(q, k, v, view))), self.attention_norm)
+        q, k, v = (part.unflatten(-1, (a.n_heads, -1)) for part in a.own(read))
+        x = self.after(x, a.o(attend_packed(q, k, v, packing, view)), self.attention_norm)
         return self.after(x, self.mlp(self.before(x, self.mlp_norm)), self.mlp_norm)
 
 

@@ -15,7 +15,10 @@ from torch import Tensor
 from inkstone.errors import ModelError
 from inkstone.nn import blockwise
 from inkstone.nn.cache import KVCache
+from inkstone.nn.packing import Packing
 from inkstone.nn.positions import check_length
+
+ROW_COST = 1 << 16  # scores that are computed in the time that one more call takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,31 @@ def attend(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out.transpose(1, 2).flatten(2)
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View) -> Tensor:
+    """`attend` of the tokens of each row among themselves, for tokens without padding.
+
+    Rows of unlike lengths are taken one by one where that spares enough; others side by side.
+
+    Args:
+        q, k, v: [N, H, E].
+        packing: Where the tokens are.
+        view: `View.everything`.
+
+    Returns:
+        [N, H·E].
+    """
+    windowed = view.mask is not None and view.mask.shape[2] > 1
+    lengths = [] if packing.real is None or windowed else packing.real.sum(1).tolist()
+    spared = q.shape[1] * (len(lengths) * packing.length**2 - sum(n * n for n in lengths))
+    if q.device.type == "cpu" and spared > len(lengths) * ROW_COST:
+        everything = replace(view, mask=None)
+        parts = (x.split([n for n in lengths if n]) for x in (q, k, v))
+        rows = ([x.transpose(0, 1)[None] for x in row] for row in zip(*parts, strict=True))
+        return torch.cat([attend(*row, everything)[0] for row in rows])
+    q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))
+    return packing.pack(attend(q, k, v, view))
 
 
 def _and_itself(mask: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def _probabilities(
     if mask is None and causal:
         hide = _future(block.start, block.stop, shared, q.dtype)
         return torch.softmax(torch.baddbmm(hide, queries, keys, alpha=width**-0.5), -1)
-    scores = torch.bmm(queries, keys).mul_(width**-0.5)
+    nothing = queries.new_empty(1, 1, 1)
+    scores = torch.baddbmm(nothing, queries, keys, beta=0, alpha=width**-0.5)
     if mask is not None:
         rows = block if mask.shape[2] > 1 else slice(None)
         visible = mask[:, :, None, rows, :seen]  # [B or 1, 1, 1, block or 1, seen]

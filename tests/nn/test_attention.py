@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.errors import ModelError
-from inkstone.nn import blockwise
+from inkstone.nn import attention, blockwise
 from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import KVCache
+from inkstone.nn.packing import Packing
 
 
 def _view(ids: Tensor, **options: object) -> View:
@@ -164,3 +165,26 @@ def test_both_ways_on_the_cpu_path_equals_the_kernel(masked: str | None, n_keys:
     expected = torch.autograd.grad((reference * weight).sum(), (q, k, v))
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left", [False, True])
+def test_rows_one_by_one_equal_rows_side_by_side(
+    dtype: torch.dtype, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    lengths, width, heads, head_dim = [7, 150, 0, 1, 33], 150, 2, 16
+    real = torch.arange(width) < torch.tensor(lengths)[:, None]
+    real = real.flip(1) if left else real
+    packing = Packing.of(real.long(), real)
+    view = View.everything(width, packing.real, real.device)
+    qkv = torch.randn(sum(lengths), 3, heads, head_dim, requires_grad=True)
+    d_out = torch.randn(sum(lengths), heads * head_dim)
+    found = []
+    for cost in (0, 1 << 60):
+        monkeypatch.setattr(attention, "ROW_COST", cost)
+        out = attention.attend_packed(*qkv.to(dtype).unbind(1), packing, view)
+        found.append((out, *torch.autograd.grad(out, qkv, d_out.to(dtype))))
+    tolerance = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for one, side in zip(*found, strict=True):
+        torch.testing.assert_close(one, side, **tolerance)
