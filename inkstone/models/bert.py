@@ -101,7 +101,8 @@ class Block(nn.Module):
     def attention(self, x: Tensor, packing: Packing, view: View) -> Tensor:
         """Multi-head self-attention in both directions: [N, D] → [N, D]."""
         qkv = stacked(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
-        return self.o(attend_packed(*qkv.unbind(1), packing, view))
+        q, k, v = qkv.unbind(1)
+        return self.o(attend_packed(q, k, v, packing, view))
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""

@@ -192,10 +192,10 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View)
     lengths = [] if packing.real is None or windowed else packing.real.sum(1).tolist()
     spared = q.shape[1] * (len(lengths) * packing.length**2 - sum(n * n for n in lengths))
     if q.device.type == "cpu" and spared > len(lengths) * ROW_COST:
-        everything = replace(view, mask=None)
-        parts = (x.split([n for n in lengths if n]) for x in (q, k, v))
-        rows = ([x.transpose(0, 1)[None] for x in row] for row in zip(*parts, strict=True))
-        return torch.cat([attend(*row, everything)[0] for row in rows])
+        everything, some = replace(view, mask=None), [n for n in lengths if n]
+        parts = (x.transpose(0, 1)[None].split(some, 2) for x in (q, k, v))
+        rows = zip(*parts, strict=True)
+        return torch.cat([attend(a, b, c, everything)[0] for a, b, c in rows])
     q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))
     return packing.pack(attend(q, k, v, view))
 
