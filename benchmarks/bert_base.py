@@ -1,6 +1,6 @@
 """BERT-base: Inkstone beside transformers, inference and fine-tuning, 2 threads.
 
-    python -m benchmarks.bert_base
+    python -m benchmarks.bert_base [--only JOB ...]
 
 Full-length input is 16 rows of 128 tokens; ragged input is 16 IMDb reviews a batch, cut at 512
 tokens, as they come, which transformers pads to the longest of the batch. Each side is a process
@@ -12,6 +12,7 @@ Reach: 1.4 × on full-length input, 2 × on ragged batches.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import statistics
@@ -132,8 +133,10 @@ def one(side: str, job: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
     rows = []
-    for job in JOBS:
+    for job in parser.parse_args().only:
         workers = {side: common.Worker(__spec__.name, side, job) for side in SIDES}
         told: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for _ in range(TURNS):
@@ -155,7 +158,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
-    else:
+    if len(sys.argv) == 3 and sys.argv[1] in SIDES:
         one(*sys.argv[1:])
+    else:
+        main()
