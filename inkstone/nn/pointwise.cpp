@@ -1,6 +1,6 @@
-// What stands between the matmuls of a training step, most of it for bf16 in memory: one pass through the cache
-// where torch makes several. The threads are those of torch's own matmuls (OpenMP), so that none
-// waits for a core on which another still spins.
+// What stands between the matmuls of a training step, most of it for bf16 in memory: one pass
+// through the cache where torch makes several. The threads are those of torch's own matmuls
+// (OpenMP), so that none waits for a core on which another still spins.
 
 #include <algorithm>
 #include <cmath>

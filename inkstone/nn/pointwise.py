@@ -87,7 +87,7 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     """Zero in place of a share of the numbers, the others scaled up (Srivastava et al. 2014).
 
     Which ones depends on one number drawn from torch's generator. The backward pass finds them
-    again by it, so that no mask is kept; torch's own takes ten times as long to draw one.
+    again by it, so that no mask is kept.
 
     Args:
         x: Any shape.

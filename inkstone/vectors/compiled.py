@@ -81,14 +81,13 @@ def train_words(d_model: int, *, cbow: bool, hierarchical: bool) -> Callable[...
                 cell = min(np.uint32(place), np.uint32(STEPS - 1))  # a NaN is no place in the table
                 low = table[cell]
                 error[q, j] = labels[q] - (low + (place - F(cell)) * (table[cell + U(1)] - low))
-        for q in range(count):
+        for j in range(m):
+            at = near[U(j)] * size
+            put(gain + at, F(0), x + at)
+        for q in range(count):  # none, where the only word of a vocabulary has an empty path
             v = output + U(outputs[q]) * size
             for j in range(m):
-                at = near[U(j)] * size
-                if q == 0:
-                    put(gain + at, error[q, j] * lr, v)
-                else:
-                    add(gain + at, error[q, j] * lr, v)
+                add(gain + near[U(j)] * size, error[q, j] * lr, v)
             for j in range(m):
                 add(v, error[q, j] * lr, x + near[U(j)] * size)
 

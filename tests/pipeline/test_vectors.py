@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +92,7 @@ def interrupted(root: Path, name: str, run: Path, monkeypatch: pytest.MonkeyPatc
             train(root, name, run)
 
 
-def in_turn(
-    work: Callable[[int], None],
-    first: int,
-    last: int,
-    *,
-    workers: int,
-    pause: Callable[[int], bool],
-) -> int:
+def in_turn(work: Any, first: int, last: int, *, pause: Any, **_: int) -> int:
     """`hogwild.run` without threads, which might be through before anybody asks for a pause."""
     for number in range(first, last):
         work(number)

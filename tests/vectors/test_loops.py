@@ -122,7 +122,7 @@ def run(loop: str, given: list[Any], **kind: bool) -> tuple[float, int, int]:
     if loop == "plain":
         return plain.train_words(*given, LR, STATE, **kind)
     buffers = [np.empty(n, kind) for n, kind in ((60, np.int32), (99, np.uint64), (99, np.float32))]
-    buffers.append(np.empty((3, 8, D), np.float32))
+    buffers.append(np.full((3, 8, D), np.nan, np.float32))
     called: Run = compiled.train_words(D, **kind)
     return called(*given, np.float32(LR), np.uint64(STATE), *buffers)
 
@@ -149,6 +149,21 @@ def test_a_step_is_the_gradient(loop: str, cbow: bool, hierarchical: bool, subwo
     assert not np.allclose(arrays[0], start()[0], atol=0.1)
     assert found[1:] == (len(expected.losses), expected.kept) and found[1] > 2
     assert found[0] == pytest.approx(sum(expected.losses), abs=1e-3)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("cbow", [False, True])
+def test_the_only_word_of_a_vocabulary_learns_nothing_from_its_empty_path(
+    loop: str, cbow: bool
+) -> None:
+    tree = Vocabulary(("stone",), np.array([20])).huffman()
+    inputs, output = np.ones((1, D), np.float32), np.ones((1, D), np.float32)
+    given = [
+        np.zeros(20, np.int32), inputs, output, np.ones(1, np.float32), np.arange(2),
+        np.zeros(1, np.int32), np.zeros(1, np.uint64), tree.starts, tree.nodes, tree.bits, 3, 3,
+    ]  # fmt: skip
+    run(loop, given, cbow=cbow, hierarchical=True)
+    assert (inputs == 1).all() and (output == 1).all()
 
 
 @needs_numba
