@@ -30,8 +30,13 @@ from inkstone.models import lstm
 from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.nn.steps import Steps
 
-SHAPE = {"d_model": 256, "n_layers": 1, "max_seq_len": CONTEXT}
-SETTINGS = {"lr": 6e-3, "matrix_lr": 0.04, "eval_every": 600}
+SHAPE = {
+    "d_model": 256, "n_layers": 2, "hidden_size": 512, "max_seq_len": CONTEXT, "head_scale": 4.0,
+    "dropout": 0.3, "input_dropout": 0.2, "hidden_dropout": 0.2, "weight_drop": 0.2,
+}  # fmt: skip
+SETTINGS = {
+    "lr": 6e-3, "matrix_lr": 0.03, "decay_fraction": 1.0, "sampled_words": 4096, "eval_every": 700
+}  # fmt: skip
 AT_ONCE = 4096  # tokens of the test part read at a time
 
 
@@ -53,7 +58,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--shape", type=json.loads, default={})
     parser.add_argument("--training", type=json.loads, default={})
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=64)
     arguments = parser.parse_args()
     began = time.perf_counter()

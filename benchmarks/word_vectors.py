@@ -7,6 +7,8 @@ numbers, window 5, 5 noise words, t = 0.001, words seen 5 times, 5 epochs); Gens
 words anew for every pair of words, we for every window. Gensim reads a file of
 lines of 10,000 words (`corpus_file`, its faster way); `--lists` has it read lists of words as well.
 Words a second are those of the raw text, of training alone: vocabulary and compilation are outside.
+fastText: skip-gram with pieces of 3 to 6 characters in 2,000,000 buckets, t = 0.0001, rate 0.05, as
+its authors have it, beside Gensim's.
 GloVe: the programs of stanfordnlp/GloVe, after `make`; 100 numbers, window 10, x_max 10, 25 passes;
 time is that of training, which on their side reads and writes files. Two threads each. Both sides
 are scored by the same code: analogies in percent, similarities as 100 × Spearman's rho, means over
@@ -29,7 +31,7 @@ import numpy as np
 
 from benchmarks import common
 from inkstone.evaluation.vectors import analogies, similarity
-from inkstone.models import glove, word2vec
+from inkstone.models import fasttext, glove, word2vec
 from inkstone.vectors import formats
 from inkstone.vectors.table import Vectors
 from inkstone.vectors.vocabulary import from_texts
@@ -49,12 +51,15 @@ def scores(vectors: Vectors) -> dict[str, float]:
     return result
 
 
-def ours(texts: list[list[str]], architecture: Any) -> Callable[[int], Made]:
+def ours(texts: list[list[str]], what: str) -> Callable[[int], Made]:
+    """`what` is an architecture of Word2Vec, or "fasttext"."""
     vocabulary, words = from_texts(texts, min_count=5)
-    config = word2vec.Config(architecture=architecture, epochs=EPOCHS, workers=common.THREADS)
+    family: Any = fasttext if what == "fasttext" else word2vec
+    architecture = "skipgram" if what == "fasttext" else what
+    config = family.Config(architecture=architecture, epochs=EPOCHS, workers=common.THREADS)
 
     def make(seed: int) -> Made:
-        model = word2vec.Model(config, vocabulary, words, seed=seed)
+        model = family.Model(config, vocabulary, words, seed=seed)
         model.compile()
         began = time.perf_counter()
         model.advance()
@@ -63,15 +68,20 @@ def ours(texts: list[list[str]], architecture: Any) -> Callable[[int], Made]:
     return make
 
 
-def gensim(corpus: dict[str, Any], architecture: str) -> Callable[[int], Made]:
+def gensim(corpus: dict[str, Any], what: str) -> Callable[[int], Made]:
     """`corpus` is what Gensim is given: sentences=lists, or corpus_file=path."""
-    from gensim.models import Word2Vec
+    from gensim.models import FastText, Word2Vec
+
+    settings: dict[str, Any] = {
+        "vector_size": 100, "window": 5, "negative": 5, "min_count": 5, "epochs": EPOCHS,
+        "sg": int(what != "cbow"), "workers": common.THREADS,
+    }  # fmt: skip
+    if what == "fasttext":
+        settings |= {"sample": 1e-4, "alpha": 0.05}
 
     def make(seed: int) -> Made:
-        model = Word2Vec(
-            vector_size=100, window=5, negative=5, sample=1e-3, min_count=5, epochs=EPOCHS,
-            sg=int(architecture == "skipgram"), workers=common.THREADS, seed=seed + 1,
-        )  # fmt: skip
+        family = FastText if what == "fasttext" else Word2Vec
+        model = family(**settings, seed=seed + 1)
         model.build_vocab(**corpus)
         began = time.perf_counter()
         model.train(
@@ -153,7 +163,7 @@ def compare(what: str, unit: str, sides: dict[str, Callable[[int], Made]], seeds
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--glove", type=Path, help="checkout of stanfordnlp/GloVe, after make")
-    parser.add_argument("--only", nargs="+", default=["word2vec", "glove"])
+    parser.add_argument("--only", nargs="+", default=["word2vec", "fasttext", "glove"])
     parser.add_argument("--lists", action="store_true", help="Gensim on lists of words, too")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
@@ -180,6 +190,14 @@ def main() -> None:
                     ratios[name] = found[-1]["words/s"] / row["words/s"]
                 rows += found
             common.report("word-vectors", rows, **ratios)
+        if "fasttext" in given.only:
+            sides = {
+                "gensim": gensim({"corpus_file": str(corpus)}, "fasttext"),
+                "inkstone": ours(texts, "fasttext"),
+            }
+            found = list(compare("fasttext", "words", sides, given.seeds))
+            ratio = found[1]["words/s"] / found[0]["words/s"]
+            common.report("word-vectors-fasttext", found, **{"inkstone / gensim": ratio})
         if "glove" in given.only:
             sides = {"inkstone": our_glove(texts, folder)}
             if given.glove is not None:

@@ -26,6 +26,7 @@ class Network(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.activation_checkpointing = False  # recompute each block in the backward pass
+        self.sampled_words = 0  # words that a training step is scored over; 0: all of them
 
     @property
     def device(self) -> torch.device:

@@ -7,10 +7,12 @@ multiplied out into the gradients of hidden states and weights, and forgotten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.nn import pointwise
@@ -63,6 +65,44 @@ def chunked_cross_entropy(
         hidden, weight, bias, targets, max(1, chunk), z_loss, label_smoothing
     )
     return total, n_targets
+
+
+def sampled_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, words: int
+) -> tuple[Tensor, int]:
+    """An estimate of `chunked_cross_entropy` that scores some of the words (Jean et al. 2015).
+
+    The words that are targets somewhere in the batch are scored as they are, the frequent ones
+    among them; of the others a uniform draw stands for all, so that the sum Z of a softmax is
+    right on average: Z ≈ Σ over targets' words of exp(s) + (others / drawn) · Σ over drawn of
+    exp(s). The draw comes from torch's random numbers.
+
+    Args:
+        hidden: [..., D].
+        weight: [V, D].
+        targets: [...] int64; IGNORE_INDEX where no loss is wanted.
+        words: How many words are scored, drawn ones and targets; a multiple of it where the
+            targets alone are more. With V or more this is `chunked_cross_entropy`.
+
+    Returns:
+        The sum as an fp32 scalar, and the number of targets that were counted.
+    """
+    size = len(weight)
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    counted = targets != IGNORE_INDEX
+    hidden, targets = hidden[counted], targets[counted]
+    known, at = targets.unique(return_inverse=True)
+    drawn = -(-(len(known) + 1) // words) * words - len(known)
+    others = torch.ones(size, dtype=torch.bool, device=targets.device)
+    others[known] = False
+    rest = others.nonzero().squeeze(1)
+    if drawn >= len(rest):
+        return chunked_cross_entropy(hidden, weight, targets)
+    rest_drawn = rest[torch.randperm(len(rest), device=rest.device)[:drawn]]
+    share = weight.new_zeros(len(known) + drawn)
+    share[len(known) :] = math.log(len(rest) / drawn)
+    chosen = F.embedding(torch.cat((known, rest_drawn)), weight)
+    return chunked_cross_entropy(hidden, chosen, at, bias=share)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

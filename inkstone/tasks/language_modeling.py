@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
+from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy, sampled_cross_entropy
 
 if TYPE_CHECKING:
     from inkstone.corpora.batches import Batch
@@ -52,9 +52,12 @@ class LossReport:
 def loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     """Summed loss in nats (fp32 scalar with a graph) and the number of target tokens."""
     hidden = model.hidden(batch.input_ids, segment_ids=batch.segment_ids)
-    total, count = chunked_cross_entropy(
-        hidden.view(-1, hidden.shape[-1]), model.head_weight, batch.targets.reshape(-1)
-    )
+    if model.training and model.sampled_words:
+        total, count = sampled_cross_entropy(
+            hidden, model.head_weight, batch.targets, model.sampled_words
+        )
+    else:
+        total, count = chunked_cross_entropy(hidden, model.head_weight, batch.targets)
     extra = model.extra_loss()
     return (total if extra is None else total + extra * count), count
 

@@ -113,6 +113,7 @@ class Trainer:
         self.device = model.device
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         model.activation_checkpointing = config.activation_checkpointing
+        model.sampled_words = config.sampled_words
         self._tables = [m for m in model.modules() if isinstance(m, Embedding)]
         for table in self._tables:
             table.pending = [] if self.device.type == "cpu" else None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.nn import loss as module
-from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
+from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy, sampled_cross_entropy
 
 
 def _inputs(n: int = 23, d: int = 8, v: int = 37, ignored: int = 0) -> tuple[Tensor, ...]:
@@ -148,3 +148,54 @@ def test_a_second_backward_pass_is_refused() -> None:
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         total.backward()
+
+
+def test_sampled_words_stand_for_all_on_average() -> None:
+    hidden, weight, _, targets = _inputs(n=3, v=200, ignored=1)
+    exact = F.cross_entropy(
+        hidden @ weight.T, targets, reduction="none", ignore_index=IGNORE_INDEX
+    )[1:].exp()  # Z over exp of the target's score
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(400):
+        each = [sampled_cross_entropy(hidden[[i]], weight, targets[[i]], 50)[0] for i in (1, 2)]
+        drawn.append(torch.stack(each).detach().exp())
+    estimates = torch.stack(drawn)
+    error = estimates.std(0) / len(drawn) ** 0.5
+    assert (estimates.std(0) > 0).all()
+    assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_the_gradient_of_sampled_words_is_that_of_their_softmax() -> None:
+    hidden, weight, _, targets = _inputs(v=200, ignored=4)
+    total, count = sampled_cross_entropy(hidden, weight, targets, 64)
+    found = torch.autograd.grad(total, (hidden, weight))
+    scored = found[1].any(1).nonzero().squeeze(1)
+    known = targets[4:].unique()
+    assert count == 19 and len(scored) == 64 and torch.isin(known, scored).all()
+    others = torch.isin(scored, known, invert=True)
+    share = torch.where(others, (200 - len(known)) / others.sum(), 1.0).log()
+    at = torch.searchsorted(scored, targets[4:])
+    reference = F.cross_entropy(hidden[4:] @ weight[scored].T + share, at, reduction="sum")
+    torch.testing.assert_close(total, reference)
+    for mine, theirs in zip(found, torch.autograd.grad(reference, (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("words", "scored"), [(200, 200), (1000, 200), (8, 24), (24, 24)])
+def test_sampled_words_are_as_many_as_asked_or_all(words: int, scored: int) -> None:
+    hidden, weight, _, _ = _inputs(n=17, v=200)
+    total, _ = sampled_cross_entropy(hidden, weight, torch.arange(17), words)
+    (gradient,) = torch.autograd.grad(total, weight)
+    assert int(gradient.any(1).sum()) == scored
+    if scored == 200:
+        torch.testing.assert_close(
+            total, chunked_cross_entropy(hidden, weight, torch.arange(17))[0]
+        )
+
+
+def test_sampled_words_without_a_target() -> None:
+    hidden, weight, _, targets = _inputs(ignored=23)
+    total, count = sampled_cross_entropy(hidden, weight, targets, 8)
+    total.backward()
+    assert count == 0 and float(total) == 0.0 and not weight.grad.any()  # type: ignore[union-attr]

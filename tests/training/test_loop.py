@@ -78,17 +78,18 @@ def test_training_learns_and_leaves_a_model(make_trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(("optimizer", "sampled"), [("muon", 0), ("adamw", 0), ("muon", 35)])
 def test_a_signal_leaves_a_checkpoint_that_continues_to_the_bit(
-    make_trainer: Make, signum: int, optimizer: str
+    make_trainer: Make, signum: int, optimizer: str, sampled: int
 ) -> None:
-    whole = make_trainer("whole", optimizer=optimizer)
+    settings = {"optimizer": optimizer, "sampled_words": sampled}
+    whole = make_trainer("whole", **settings)
     whole.run()
-    broken = make_trainer("broken", optimizer=optimizer, hooks=[StopAt(13, signum)])
+    broken = make_trainer("broken", **settings, hooks=[StopAt(13, signum)])
     with pytest.raises(TrainingInterrupted) as caught:
         broken.run()
     assert caught.value.signum == signum and caught.value.step == 13
-    again = make_trainer("broken", optimizer=optimizer)
+    again = make_trainer("broken", **settings)
     again.run()
     assert same(weights(whole), weights(again))
     assert losses(whole.run_folder) == losses(again.run_folder)
