@@ -285,6 +285,10 @@ def from_dict(values: Mapping[str, Any], *, where: str = "recipe", text: str = "
         raise _explain(error, where, text) from error
     _check_task(recipe.task, where, text)
     _check_model(recipe.model, where, text)
+    sampled, task = recipe.training.sampled_words, recipe.task.name
+    if sampled and task != LANGUAGE_MODELING:
+        reason = f"only {LANGUAGE_MODELING} scores sampled words, and the task is {task}"
+        raise _misfit("training", "sampled_words", sampled, reason, where, text)
     return recipe
 
 

@@ -78,6 +78,10 @@ def test_a_name_cannot_leave_the_recipes(name: str) -> None:
         ('[data]\npath = "x\\u0000y"\n', "NUL"),
         ("[data]\npath = 3\n", r"data\.path"),
         ("[data]\npath = 'x'\nembedded = 'python-prose'\n", "not both"),
+        (
+            "[training]\nsampled_words = 100\n[task]\nname = 'classification'\n",
+            r"training\.sampled_words = 100: only language_modeling",
+        ),
         ("data = 3\n", "data"),
         ("x = " + "[" * 20000 + "]" * 20000, "TOML|nested|unknown"),
         ("= 3", "not valid TOML"),
