@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from inkstone.nn import packed
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear
 
@@ -32,6 +33,12 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; a network that learns keeps no weights laid out for reading."""
+        if mode:
+            packed.forget(self)
+        return super().train(mode)
 
     def run(self, block: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`block(*arguments)`, recomputed in the backward pass where that is asked for."""

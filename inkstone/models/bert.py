@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -21,8 +20,9 @@ from inkstone.models import _base
 from inkstone.models._encoder import CLASSES, Encoder, Head, hf_head, hf_labels
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend_packed
-from inkstone.nn.linear import Embedding, Linear, stacked
+from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.norms import LayerNorm
+from inkstone.nn.packed import project
 from inkstone.nn.packing import Packing
 from inkstone.nn.pointwise import dropout
 
@@ -78,7 +78,7 @@ PRESETS = {
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
+    """norm(x + attention(x)), then norm(x + two linear maps around a GELU) (section A.2)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -95,21 +95,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, view: View) -> Tensor:
         """[N, D] → [N, D]."""
-        x = self.attention_norm(x + self._drop(self.attention(x, packing, view)))
-        return self.mlp_norm(x + self._drop(self.mlp(x)))
+        x = self.attention_norm(self._add(x, self.o, self.attention(x, packing, view)))
+        return self.mlp_norm(self._add(x, self.down, project(x, [self.up], gelu=True)))
 
     def attention(self, x: Tensor, packing: Packing, view: View) -> Tensor:
-        """Multi-head self-attention in both directions: [N, D] → [N, D]."""
-        qkv = stacked(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
+        """What the heads read, in both directions, side by side: [N, D] → [N, D]."""
+        qkv = project(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = qkv.unbind(1)
-        return self.o(attend_packed(q, k, v, packing, view))
+        return attend_packed(q, k, v, packing, view)
 
-    def mlp(self, x: Tensor) -> Tensor:
-        """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""
-        return self.down(F.gelu(self.up(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout, self.training)
+    def _add(self, x: Tensor, linear: Linear, y: Tensor) -> Tensor:
+        """x + linear(y), part of it dropped while training."""
+        if self.training and self.dropout:
+            return x + dropout(linear(y), self.dropout)
+        return project(y, [linear], plus=x)
 
 
 class Model(Encoder):
@@ -166,7 +165,7 @@ class Model(Encoder):
 
     def prediction_states(self, x: Tensor) -> Tensor:
         """What the words are scored from: [N, D] → [N, D]."""
-        return self.prediction_norm(F.gelu(self.prediction(x)))
+        return self.prediction_norm(project(x, [self.prediction], gelu=True))
 
     def pooled(self, x: Tensor, packing: Packing) -> Tensor:
         """tanh of a linear map of the first token, [CLS] (section 3.1): [N, D] → [B, D]."""

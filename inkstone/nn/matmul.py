@@ -22,11 +22,16 @@ SMALL = 1 << 16  # a smaller result takes less time than the cut
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b: [..., d_in] → [..., d_out]. `weight` [d_out, d_in] and `bias` in the dtype of x."""
     rows = x.shape[:-1].numel()
-    whole = all(_runs(x, rows, width) == 1 for width in weight.shape)
+    whole = not any(cut(x, rows, width) for width in weight.shape)
     if whole or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x, weight, bias)
     return out
+
+
+def cut(x: Tensor, n: int, m: int) -> bool:
+    """Whether a result [n, m] is made in several runs of rows."""
+    return _runs(x, n, m) > 1
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:

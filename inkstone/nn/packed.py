@@ -1,0 +1,101 @@
+"""Linear maps of a network that reads without learning, on a CPU: weights laid out once.
+
+oneDNN multiplies bf16 by weights in blocks and lays plain ones out anew at every call. A network
+that does not learn keeps the blocks, at the price of a second copy of its matrices in bf16; and
+what follows a product, a GELU or the residual stream, goes into the same pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkstone.nn.linear import FEW_ROWS, Linear, stacked
+from inkstone.nn.matmul import cut
+from inkstone.nn.pointwise import narrow
+
+
+class _Blocks(NamedTuple):
+    """Maps below each other as the kernel reads them, and by what to tell that they changed."""
+
+    versions: tuple[tuple[int, int], ...]
+    weight: Tensor
+    bias: Tensor | None
+
+
+_kept: WeakKeyDictionary[Linear, _Blocks] = WeakKeyDictionary()  # by the first of the maps
+
+
+def project(
+    x: Tensor, linears: Sequence[Linear], *, gelu: bool = False, plus: Tensor | None = None
+) -> Tensor:
+    """plus + GELU(x Wᵀ + b), the maps one below the other: [N, d_in] → [N, sum of d_out].
+
+    Args:
+        x: [N, d_in].
+        linears: Each with a bias, or none of them.
+        gelu: Whether there is a GELU (the exact one).
+        plus: [N, sum of d_out], or nothing to add.
+    """
+    if not _fits(x, linears) or (gelu and plus is not None):
+        y = stacked(x, linears) if len(linears) > 1 else linears[0](x)
+        y = F.gelu(y) if gelu else y
+        return y if plus is None else plus + y
+    blocks, ops = _blocks(x, linears), torch.ops.mkldnn
+    if plus is not None:
+        added: Tensor = ops._linear_pointwise.binary(x, plus, blocks.weight, blocks.bias, "add")
+        return added
+    name, form = ("gelu", "none") if gelu else ("none", "")
+    mapped: Tensor = ops._linear_pointwise(x, blocks.weight, blocks.bias, name, [], form)
+    return mapped
+
+
+@functools.cache
+def supported() -> bool:
+    """Whether this build and this processor multiply bf16 by weights in blocks."""
+    instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    known = all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+    return known and torch.backends.mkldnn.is_available() and bool(instructions())
+
+
+def forget(network: nn.Module) -> None:
+    """Give the memory back that reading has cost."""
+    for module in network.modules():
+        if isinstance(module, Linear):
+            _kept.pop(module, None)
+
+
+def _fits(x: Tensor, linears: Sequence[Linear]) -> bool:
+    width = sum(len(m.weight) for m in linears)
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        and x.ndim == 2
+        and len(x) > FEW_ROWS
+        and not linears[0].training
+        and not cut(x, len(x), width)
+        and not torch.compiler.is_compiling()
+        and supported()
+        and not any(p.is_inference() for m in linears for p in m.parameters())  # has no version
+    )
+
+
+def _blocks(x: Tensor, linears: Sequence[Linear]) -> _Blocks:
+    versions = tuple((p.data_ptr(), p._version) for m in linears for p in m.parameters())
+    found = _kept.get(linears[0])
+    if found is None or found.versions != versions:
+        weight = narrow([m.weight.detach() for m in linears], x.dtype)
+        biases = [m.bias.detach().to(x.dtype) for m in linears if m.bias is not None]
+        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
+        found = _Blocks(versions, blocks, torch.cat(biases) if biases else None)
+        _kept[linears[0]] = found
+    return found
