@@ -78,7 +78,7 @@ PRESETS = {
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + two linear maps around a GELU) (section A.2)."""
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -95,20 +95,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, view: View) -> Tensor:
         """[N, D] → [N, D]."""
-        x = self.attention_norm(self._add(x, self.o, self.attention(x, packing, view)))
-        return self.mlp_norm(self._add(x, self.down, project(x, [self.up], gelu=True)))
+        x = self.attention_norm.of_sum(x, self._drop(self.attention(x, packing, view)))
+        return self.mlp_norm.of_sum(x, self._drop(self.mlp(x)))
 
     def attention(self, x: Tensor, packing: Packing, view: View) -> Tensor:
-        """What the heads read, in both directions, side by side: [N, D] → [N, D]."""
+        """Multi-head self-attention in both directions: [N, D] → [N, D]."""
         qkv = project(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = qkv.unbind(1)
-        return attend_packed(q, k, v, packing, view)
+        return project(attend_packed(q, k, v, packing, view), [self.o])
 
-    def _add(self, x: Tensor, linear: Linear, y: Tensor) -> Tensor:
-        """x + linear(y), part of it dropped while training."""
-        if self.training and self.dropout:
-            return x + dropout(linear(y), self.dropout)
-        return project(y, [linear], plus=x)
+    def mlp(self, x: Tensor) -> Tensor:
+        """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""
+        return project(project(x, [self.up], gelu=True), [self.down])
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout, self.training)
 
 
 class Model(Encoder):

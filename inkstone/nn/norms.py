@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkstone.nn.pointwise import norm_of_sum
+
 
 class LayerNorm(nn.Module):
     """(x − mean) / √(variance + ε) · weight + bias (Ba et al. 2016, equation 4)."""
@@ -26,6 +28,10 @@ class LayerNorm(nn.Module):
         if x.is_cuda:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         return F.layer_norm(x, weight.shape, weight, bias, self.eps)
+
+    def of_sum(self, x: Tensor, y: Tensor) -> Tensor:
+        """The norm of x + y, [..., width] each: what follows every part of a post-norm block."""
+        return norm_of_sum(x, y, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):

@@ -32,27 +32,22 @@ class _Blocks(NamedTuple):
 _kept: WeakKeyDictionary[Linear, _Blocks] = WeakKeyDictionary()  # by the first of the maps
 
 
-def project(
-    x: Tensor, linears: Sequence[Linear], *, gelu: bool = False, plus: Tensor | None = None
-) -> Tensor:
-    """plus + GELU(x Wᵀ + b), the maps one below the other: [N, d_in] → [N, sum of d_out].
+def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tensor:
+    """x Wᵀ + b, the maps one below the other: [N, d_in] → [N, sum of d_out].
 
     Args:
         x: [N, d_in].
         linears: Each with a bias, or none of them.
-        gelu: Whether there is a GELU (the exact one).
-        plus: [N, sum of d_out], or nothing to add.
+        gelu: Whether a GELU follows (the exact one).
     """
-    if not _fits(x, linears) or (gelu and plus is not None):
+    if not _fits(x, linears):
         y = stacked(x, linears) if len(linears) > 1 else linears[0](x)
-        y = F.gelu(y) if gelu else y
-        return y if plus is None else plus + y
-    blocks, ops = _blocks(x, linears), torch.ops.mkldnn
-    if plus is not None:
-        added: Tensor = ops._linear_pointwise.binary(x, plus, blocks.weight, blocks.bias, "add")
-        return added
+        return F.gelu(y) if gelu else y
+    blocks = _blocks(x, linears)
     name, form = ("gelu", "none") if gelu else ("none", "")
-    mapped: Tensor = ops._linear_pointwise(x, blocks.weight, blocks.bias, name, [], form)
+    mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, blocks.weight, blocks.bias, name, [], form
+    )
     return mapped
 
 

@@ -194,4 +194,32 @@ void gelu_backward(const bf16* x, const bf16* d_y, bf16* d_x, int64_t n) {
   });
 }
 
+// Rows of layer_norm(x + y) * weight + bias; the sum is not rounded before its statistics.
+void norm_of_sum(const bf16* x, const bf16* y, const float* weight, const float* bias, bf16* out,
+                 int64_t rows, int64_t width, float eps) {
+#pragma omp parallel if (rows * width > RUN)
+  {
+    std::vector<float> held(width);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+      const int64_t at = row * width;
+      float* total = held.data();
+      V sums = fill(0), squares = fill(0);
+      for (int64_t i = 0; i < width; i += L) {
+        V both = load(x + at + i) + load(y + at + i);
+        store(total + i, both);
+        sums += both;
+      }
+      const float mean = sum(sums) / width;
+      for (int64_t i = 0; i < width; i += L) {
+        V from_mean = load(total + i) - mean;
+        squares += from_mean * from_mean;
+      }
+      const float scale = 1.0f / std::sqrt(sum(squares) / width + eps);
+      for (int64_t i = 0; i < width; i += L)
+        store(out + at + i, (load(total + i) - mean) * scale * load(weight + i) + load(bias + i));
+    }
+  }
+}
+
 }  // extern "C"

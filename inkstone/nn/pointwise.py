@@ -18,6 +18,7 @@ from inkstone.nn import native
 
 WORTH = 1 << 12  # numbers; fewer are not worth the call
 RUN = 1 << 14  # numbers of a partial sum, as in pointwise.cpp
+LANES = 16  # numbers that it takes at a time
 
 
 def fits(x: Tensor) -> bool:
@@ -121,6 +122,21 @@ def _thinned(x: Tensor, rate: float, key: int) -> Tensor:
     below, scale = ctypes.c_uint32(int(rate * 2**32)), ctypes.c_float(1 / (1 - rate))
     _call(name, x, y, x.numel(), key, below, scale)
     return y
+
+
+def norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """layer_norm(x + y) over the last dimension, in one pass where nothing is learned."""
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, weight))
+    if learns or x.shape[-1] % LANES or not (fits(x) and fits(y)) or x.shape != y.shape:
+        if x.is_cuda:  # it wants one dtype; the CPU's kernel takes fp32 weights beside bf16
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        return F.layer_norm(x + y, weight.shape, weight, bias, eps)
+    x, y, out = x.contiguous(), y.contiguous(), torch.empty_like(x)
+    scale = weight.float().contiguous()
+    shift = torch.zeros_like(scale) if bias is None else bias.float().contiguous()
+    rows, width = x.shape[:-1].numel(), x.shape[-1]
+    _call("norm_of_sum", x, y, scale, shift, out, rows, width, ctypes.c_float(eps))
+    return out
 
 
 def narrow(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

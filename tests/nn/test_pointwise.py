@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from inkstone.nn import native, pointwise
 from inkstone.nn.loss import chunked_cross_entropy
+from inkstone.nn.norms import LayerNorm
 
 compiled = pytest.mark.skipif(
     native.library("pointwise") is None, reason="there is no C++ compiler here"
@@ -168,3 +169,24 @@ def test_what_dropout_hides_here_tells_nothing_of_what_it_hides_there() -> None:
     torch.testing.assert_close(
         counts, binomial.log_prob(torch.arange(17.0)).exp(), rtol=0, atol=4e-3
     )
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(257, 16), (3, 40, 768)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_of_a_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = LayerNorm(shape[-1], 1e-5)
+    for p in norm.parameters():
+        torch.nn.init.normal_(p)
+    norm = norm.to(dtype)
+    x, y = (torch.randn(shape).mul(3).add(5).bfloat16() for _ in range(2))
+    weight, bias = (p.detach().double() for p in norm.parameters())
+    expected = F.layer_norm(x.double() + y.double(), shape[-1:], weight, bias, 1e-5)
+    with torch.inference_mode():
+        found = norm.of_sum(x, y)
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-4)
+    learned = norm.of_sum(x.clone().requires_grad_(), y)  # torch's, with a graph
+    torch.testing.assert_close(learned.double(), expected, rtol=0.02, atol=0.1)
+    learned.float().sum().backward()
+    assert all(p.grad is not None for p in norm.parameters())
