@@ -271,7 +271,7 @@ class _Planner:
         else:
             tokens = (self.max_steps or 1) * 8192.0
         tokens = min(tokens, self.epochs_useful * max(self.facts.train_tokens, 1))
-        wanted = _power_of_two(tokens / c.STEPS_WANTED)
+        wanted = _power_of_two(self.density * tokens / c.STEPS_WANTED)
         wanted = min(c.TOKENS_PER_STEP_MAX, max(c.TOKENS_PER_STEP_MIN, wanted))
         return max(1, wanted // self.seq_len) * self.seq_len
 
