@@ -121,7 +121,7 @@ def tune(root: Path, name: str, start: Path, seed: int, settings: dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--family", default="modernbert")
+    parser.add_argument("--family", default="modernbert", choices=["modernbert", "bert"])
     parser.add_argument("--settings", nargs="*", default=[], help="section.key=value")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--test-rows", type=int, default=5000)
@@ -138,9 +138,7 @@ def main() -> None:
         run, began = arguments.pretrained, time.monotonic()
         if run is None:
             run = root / "pretrained"
-            recipe = load(
-                "bert-small-mlm", [*SHAPE, f"model.family={arguments.family}", *arguments.settings]
-            )
+            recipe = load(f"{arguments.family}-small-mlm", [*SHAPE, *arguments.settings])
             recipe = recipe.with_data([root / "texts"], arguments.minutes)
             pipeline.train(recipe, run, cache=root / "cache")
         result = json.loads((run / "result.json").read_text())
