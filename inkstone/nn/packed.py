@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,13 @@ from inkstone.nn.linear import FEW_ROWS, Linear, stacked
 from inkstone.nn.matmul import cut
 from inkstone.nn.pointwise import narrow
 
+_MadeOf = tuple[tuple[ReferenceType[nn.Parameter], int, int], ...]  # which, where, which version
+
 
 class _Blocks(NamedTuple):
     """Maps below each other as the kernel reads them, and by what to tell that they changed."""
 
-    versions: tuple[tuple[int, int], ...]
+    made_of: _MadeOf
     weight: Tensor
     bias: Tensor | None
 
@@ -85,12 +87,18 @@ def _fits(x: Tensor, linears: Sequence[Linear]) -> bool:
 
 
 def _blocks(x: Tensor, linears: Sequence[Linear]) -> _Blocks:
-    versions = tuple((p.data_ptr(), p._version) for m in linears for p in m.parameters())
+    now = tuple((ref(p), p.data_ptr(), p._version) for m in linears for p in m.parameters())
     found = _kept.get(linears[0])
-    if found is None or found.versions != versions:
+    if found is None or not _same(found.made_of, now):
         weight = narrow([m.weight.detach() for m in linears], x.dtype)
         biases = [m.bias.detach().to(x.dtype) for m in linears if m.bias is not None]
         blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
-        found = _Blocks(versions, blocks, torch.cat(biases) if biases else None)
+        found = _Blocks(now, blocks, torch.cat(biases) if biases else None)
         _kept[linears[0]] = found
     return found
+
+
+def _same(then: _MadeOf, now: _MadeOf) -> bool:
+    return len(then) == len(now) and all(
+        a[0]() is b[0]() and a[1:] == b[1:] for a, b in zip(then, now, strict=True)
+    )

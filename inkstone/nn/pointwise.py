@@ -125,12 +125,15 @@ def _thinned(x: Tensor, rate: float, key: int) -> Tensor:
 
 
 def norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """layer_norm(x + y) over the last dimension, in one pass where nothing is learned."""
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, weight))
-    if learns or x.shape[-1] % LANES or not (fits(x) and fits(y)) or x.shape != y.shape:
-        if x.is_cuda:  # it wants one dtype; the CPU's kernel takes fp32 weights beside bf16
-            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.layer_norm(x + y, weight.shape, weight, bias, eps)
+    """layer_norm(x + y) over the last dimension, without a graph.
+
+    Args:
+        x: [..., width] bf16, the width a multiple of LANES.
+        y: The same.
+        weight: [width].
+        bias: [width].
+        eps: ε of the norm.
+    """
     x, y, out = x.contiguous(), y.contiguous(), torch.empty_like(x)
     scale = weight.float().contiguous()
     shift = torch.zeros_like(scale) if bias is None else bias.float().contiguous()

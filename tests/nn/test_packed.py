@@ -54,8 +54,9 @@ def test_a_changed_weight_is_seen() -> None:
         for p in linear.parameters():
             p.mul_(-2)
         torch.testing.assert_close(project(x, [linear]), linear(x), rtol=0.02, atol=0.03)
-        linear.weight = torch.nn.Parameter(torch.ones_like(linear.weight))
-        torch.testing.assert_close(project(x, [linear]), linear(x), rtol=0.02, atol=0.03)
+        for value in (1.0, 2.0, 3.0):  # the memory of one may be that of the one before
+            linear.weight = torch.nn.Parameter(torch.full((48, 32), value))
+            torch.testing.assert_close(project(x, [linear]), linear(x), rtol=0.02, atol=0.1)
 
 
 def test_learning_uses_and_keeps_nothing() -> None:
