@@ -204,6 +204,11 @@ def _words(
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
+    # The library's trainer counts a control token that stands in the text as a word of its own.
+    found = [w for w, _ in sorted(backend.get_vocab(False).items(), key=lambda pair: pair[1])]
+    kept = ["<unk>", *(w for w in found if w != "<unk>" and w not in specials)]
+    table = {w: i for i, w in enumerate(kept)}
+    backend.model = models.WordLevel(table, unk_token="<unk>")
     backend.add_special_tokens([special_token(s) for s in specials])
     return backend, {"eos_token": EOS, "bos_token": EOS, "pad_token": EOS, "unk_token": "<unk>"}
 

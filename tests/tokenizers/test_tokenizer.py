@@ -222,3 +222,20 @@ def test_chinese_costs_no_more_than_the_reference(shared_data: Path) -> None:
         len(e.ids) for e in reference.encode_batch(held)
     )
     assert [ours.decode(ids) for ids in ours.encode_batch(held[:50])] == held[:50]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("literals", [["<unk>"], LITERALS])
+def test_text_that_holds_control_tokens_trains_a_sound_tokenizer(
+    kind: str, literals: list[str], tmp_path: Path
+) -> None:
+    """WikiText writes <unk> for rare words; the library's trainer counted it twice."""
+    texts = [f"the <unk> fox {literal} jumps <unk> over\n" for literal in literals] * 20
+    made = train(texts, TokenizerConfig(kind=kind, vocab_size=300))  # type: ignore[arg-type]
+    made.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    ids = again.encode("the <unk> fox <|user|> jumps")
+    assert ids == made.encode("the <unk> fox <|user|> jumps")
+    assert not (again.special_ids - {again.unk_id}).intersection(ids)
+    if kind == "word":
+        assert ids[1] == again.unk_id and ids[0] != ids[2] != ids[4]
