@@ -3,10 +3,9 @@
     python -m benchmarks.lstm_wikitext2 [--minutes 30]
 
 Tokens, parts, curve and clock are those of `benchmarks.wikitext2`. Windows of the training part
-begin with an empty state. Few passes fit into the time, so nothing is dropped out; `--shape` sets
-the AWD-LSTM's regularisers. The test part is read in one go from end to end, as Merity et al. 2017
-do, the state carried all the way; the score in windows of 256 at stride 64 stands beside it. Their
-AWD-LSTM (33M weights, 750 epochs) reaches 65.8. Reach: 110.
+begin with an empty state; a step scores a sample of the words. The test part is read in one go from
+end to end, as Merity et al. 2017 do, the state carried all the way; the score in windows of 256 at
+stride 64 stands beside it. Their AWD-LSTM (33M weights, 750 epochs) reaches 65.8. Reach: 110.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 The network is ModernBERT's, 128 wide, four layers: where queries and keys are turned by their
 positions, attention begins to work after 150 steps; BERT's own, with a learned row for each
-position (`--family bert`), stays at what single words tell for as long as this runs. Pre-training
-reads WikiText-2's training part and the texts of IMDb's training part, without labels. Then, for
-each of three seeds, 1,000 labelled reviews are drawn (500 of each class; a tenth of them picks the
+position (`--family bert`), had not left what single words tell after 13 minutes. Pre-training reads
+WikiText-2's training part and the texts of IMDb's training part, without labels. Then, for each of
+three seeds, 1,000 labelled reviews are drawn (500 of each class; a tenth of them picks the
 checkpoint), and three models are fine-tuned on them: the pre-trained one; the same network and
 vocabulary with fresh weights and the same settings; and fresh weights with the settings and passes
 that suit training from scratch. Accuracy is over the first 2,500 reviews of each class of IMDb's

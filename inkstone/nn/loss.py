@@ -87,13 +87,12 @@ def sampled_cross_entropy(
     Returns:
         The sum as an fp32 scalar, and the number of targets that were counted.
     """
-    size = len(weight)
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     counted = targets != IGNORE_INDEX
     hidden, targets = hidden[counted], targets[counted]
     known, at = targets.unique(return_inverse=True)
     drawn = -(-(len(known) + 1) // words) * words - len(known)
-    others = torch.ones(size, dtype=torch.bool, device=targets.device)
+    others = torch.ones(len(weight), dtype=torch.bool, device=targets.device)
     others[known] = False
     rest = others.nonzero().squeeze(1)
     if drawn >= len(rest):

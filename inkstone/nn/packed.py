@@ -1,8 +1,8 @@
 """Linear maps of a network that reads without learning, on a CPU: weights laid out once.
 
 oneDNN multiplies bf16 by weights in blocks and lays plain ones out anew at every call. A network
-that does not learn keeps the blocks, at the price of a second copy of its matrices in bf16; and
-what follows a product, a GELU or the residual stream, goes into the same pass.
+that does not learn keeps the blocks, at the price of a second copy of its matrices in bf16; and a
+GELU behind a product goes into the same pass.
 """
 
 from __future__ import annotations
