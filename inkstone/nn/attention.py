@@ -193,9 +193,10 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View)
     spared = q.shape[1] * (len(lengths) * packing.length**2 - sum(n * n for n in lengths))
     if q.device.type == "cpu" and spared > len(lengths) * ROW_COST:
         everything, some = replace(view, mask=None), [n for n in lengths if n]
-        parts = (x.transpose(0, 1)[None].split(some, 2) for x in (q, k, v))
-        rows = zip(*parts, strict=True)
-        return torch.cat([attend(a, b, c, everything)[0] for a, b, c in rows])
+        n, padding = packing.n_tokens, len(q) - packing.n_tokens
+        parts = (x[:n].transpose(0, 1)[None].split(some, 2) for x in (q, k, v))
+        rows = [attend(a, b, c, everything)[0] for a, b, c in zip(*parts, strict=True)]
+        return torch.cat((*rows, q.new_zeros(padding, q.shape[1] * v.shape[2])))
     q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))
     return packing.pack(attend(q, k, v, view))
 

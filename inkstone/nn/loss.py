@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.nn import pointwise
-from inkstone.nn.matmul import product
+from inkstone.nn.matmul import product, regular
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 27  # of one chunk of logits
@@ -57,14 +57,23 @@ def chunked_cross_entropy(
     counted = targets != IGNORE_INDEX
     n_targets = int(counted.sum())
     if n_targets < len(targets):
-        hidden, targets = hidden[counted], targets[counted]
+        hidden, targets = _counted(hidden, counted), targets[counted]
     if chunk is None:
         most = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
-        chunk = -(-n_targets // max(1, -(-n_targets // most)))  # equal chunks
+        chunk = -(-len(hidden) // max(1, -(-len(hidden) // most)))  # equal chunks
     total: Tensor = _ChunkedCrossEntropy.apply(
         hidden, weight, bias, targets, max(1, chunk), z_loss, label_smoothing
     )
     return total, n_targets
+
+
+def _counted(hidden: Tensor, counted: Tensor) -> Tensor:
+    """The rows that have a target; on a CPU a few others behind them, to a regular number."""
+    places = counted.nonzero().squeeze(1)
+    if hidden.device.type == "cpu":
+        others = (~counted).nonzero().squeeze(1)
+        places = torch.cat((places, others[: regular(len(places)) - len(places)]))
+    return hidden.index_select(0, places)
 
 
 def sampled_cross_entropy(
@@ -135,7 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 product(rows, low[part].T, shift, out=scores[:, part])
             wanted = any(ctx.needs_input_grad)
             at = targets[start : start + chunk]
-            total += _score(scores, at, z_loss, label_smoothing, want_gradient=wanted)
+            total += _score(scores[: len(at)], at, z_loss, label_smoothing, want_gradient=wanted)
+            scores[len(at) :] = 0  # rows without a target
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = _sum_of_products(scores, low)
             if d_weight is not None:

@@ -1,7 +1,8 @@
 """Only real tokens, without the padding that makes rows equally long.
 
 Linear maps, norms and feed-forward parts treat every token alike, so they run over the N tokens of
-a batch instead of its B·T places; only attention lays the rows out again.
+a batch instead of its B·T places; only attention lays the rows out again. On a CPU a few places of
+padding come along behind the tokens, so that N is a size for which a kernel exists already.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from inkstone.errors import ModelError
+from inkstone.nn.matmul import regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,9 @@ class Packing:
         batch: B.
         length: T.
         real: [B, T] bool; None when every place holds a token.
-        index: [N] int64, the places in row-major order; None when `real` is.
+        index: [N] int64, the tokens' places in row-major order and then those of some padding;
+            None when `real` is.
+        n_tokens: Without the padding.
         device: Of the ids.
     """
 
@@ -31,6 +35,7 @@ class Packing:
     device: torch.device
     real: Tensor | None
     index: Tensor | None
+    n_tokens: int
 
     @classmethod
     def of(cls, ids: Tensor, attention_mask: Tensor | None) -> Packing:
@@ -41,7 +46,7 @@ class Packing:
         """
         batch, length = ids.shape
         if attention_mask is None:
-            return cls(batch, length, ids.device, None, None)
+            return cls(batch, length, ids.device, None, None, batch * length)
         if attention_mask.shape != ids.shape:
             raise ModelError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, "
@@ -49,8 +54,13 @@ class Packing:
             )
         real = attention_mask.bool()
         if bool(real.all()):
-            return cls(batch, length, ids.device, None, None)
-        return cls(batch, length, ids.device, real, real.flatten().nonzero().squeeze(1))
+            return cls(batch, length, ids.device, None, None, batch * length)
+        index = real.flatten().nonzero().squeeze(1)
+        n_tokens = len(index)
+        if ids.device.type == "cpu":
+            padding = (real.any(1, keepdim=True) & ~real).flatten().nonzero().squeeze(1)
+            index = torch.cat((index, padding[: regular(n_tokens) - n_tokens]))
+        return cls(batch, length, ids.device, real, index, n_tokens)
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, T, ...] → [N, ...]."""
@@ -62,7 +72,8 @@ class Packing:
         if self.index is None:
             return x.unflatten(0, (self.batch, self.length))
         out = x.new_zeros(self.batch * self.length, *x.shape[1:])
-        return out.index_copy(0, self.index, x).unflatten(0, (self.batch, self.length))
+        places, tokens = self.index[: self.n_tokens], x[: self.n_tokens]
+        return out.index_copy(0, places, tokens).unflatten(0, (self.batch, self.length))
 
     def first(self) -> Tensor:
         """[B] index into the packed tokens of the first one of each row.

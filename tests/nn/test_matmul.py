@@ -53,3 +53,10 @@ def test_every_row_of_a_product_is_written(n: int, m: int, bias: bool) -> None:
     matmul.product(a, b, shift, out=out[:, :m])
     assert (out[:, :m] == 16 + 2 * bias).all() and out[:, m:].isnan().all()
     assert matmul.product(a, b, shift).equal(out[:, :m])
+
+
+def test_regular_numbers_are_few_and_near() -> None:
+    found = {n: matmul.regular(n) for n in range(9000)}
+    assert all(n <= m <= n + max(7, n / 32) for n, m in found.items())
+    assert all(m % matmul.ALIGN == 0 and matmul.regular(m) == m for m in found.values())
+    assert len({m for n, m in found.items() if 4096 < n <= 8192}) == matmul.SIZES
