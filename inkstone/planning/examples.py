@@ -15,6 +15,7 @@ from inkstone import registry
 from inkstone.device import Machine
 from inkstone.errors import ModelError
 from inkstone.planning import constants as c
+from inkstone.planning.cost import Budget, predicted_loss
 from inkstone.planning.plan import Choice, Plan, Shape, count
 
 TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
@@ -228,18 +229,26 @@ class _Planner:
             self._choose("training.weight_decay", 0.01, "as Devlin et al. 2019")
             self._choose("training.decay_fraction", 1.0, "falls from the end of the warm-up on")
             return
-        self._choose("training.optimizer", "adamw", "the usual choice for tables of examples")
-        self._choose("training.lr", SCRATCH_LR, "for a small model from scratch")
+        muon = self.facts.kind == "seq2seq"
+        reason = "it needs fewer steps than AdamW" if muon else "the usual one for examples"
+        optimizer = self._choose("training.optimizer", "muon" if muon else "adamw", reason)
+        if optimizer == "muon":
+            self._choose("training.lr", c.MUON_LR, "for vectors and tables, with AdamW's rule")
+            self._choose("training.matrix_lr", c.MUON_MATRIX_LR, "for matrices")
+        else:
+            self._choose("training.lr", SCRATCH_LR, "for a small model from scratch")
         self._choose("training.decay_fraction", 1.0, "falls from the end of the warm-up on")
 
     # --- the shape -------------------------------------------------------------------------------
 
     def _shape(self) -> tuple[Shape, float]:
-        """The largest candidate whose passes fit the time."""
+        """The largest candidate whose passes fit the time; of translators see `_lowest_loss`."""
         if self.facts.pretrained is not None:
             shape = self._as_shape({**self.facts.pretrained, **self.model, **self.facts.fixed})
             return shape, self._time(shape)
         candidates = self._candidates()
+        if self.facts.kind == "seq2seq" and self.minutes is not None:
+            return self._lowest_loss(candidates)
         place, seconds = len(candidates) - 1, math.nan
         for _ in range(TIMED):
             seconds = self._time(candidates[place])
@@ -249,6 +258,27 @@ class _Planner:
             fitting = [i for i in range(place) if self._fits(rate * candidates[i].step_flops)]
             place = fitting[-1] if fitting else 0
         return candidates[place], seconds
+
+    def _lowest_loss(self, candidates: list[Shape]) -> tuple[Shape, float]:
+        """The smallest candidate with nearly the lowest loss that the law for text expects."""
+        place = len(candidates) // 2
+        measured = {place: self._time(candidates[place])}
+        for _ in range(TIMED):
+            near = min(measured, key=lambda i: abs(i - place))
+            rate = measured[near] / candidates[near].step_flops
+            seconds = [measured.get(i, rate * x.step_flops) for i, x in enumerate(candidates)]
+            losses = [self._loss(x, s) for x, s in zip(candidates, seconds, strict=True)]
+            place = next(i for i, x in enumerate(losses) if x <= min(losses) + c.EQUAL_NATS)
+            if place in measured:
+                break
+            measured[place] = self._time(candidates[place])
+        return candidates[place], measured[place]
+
+    def _loss(self, shape: Shape, seconds: float) -> float:
+        assert self.minutes is not None
+        steps = min(self.steps, 60 * self.minutes * (1 - LOOK_SHARE) / seconds)
+        seen = steps * self.facts.tokens / self.per_epoch
+        return predicted_loss(Budget(shape.parameters, seen, max(1, self.facts.tokens)))
 
     def _fits(self, seconds: float) -> bool:
         assert self.minutes is not None
@@ -302,6 +332,8 @@ class _Planner:
     def _model_choices(self, shape: Shape) -> None:
         origin = "of the pretrained weights"
         size = f"{count(shape.parameters)} parameters: the largest whose passes fit the time"
+        if self.facts.kind == "seq2seq" and self.minutes is not None:
+            size = f"{count(shape.parameters)} parameters: the lowest loss to expect in this time"
         scratch = self.facts.pretrained is None
         reasons = {
             "d_model": size if scratch else origin,
