@@ -78,12 +78,13 @@ class Encoder(Network):
             scores [B, 2] of the second text following the first or not; "sequence": [B, n_labels];
             "token": [B, T, n_labels]; "span": [B, T, 2], scores of being the first and last token.
         """
-        x, packing = self.states(input_ids, attention_mask, token_types)
         head = self.config.head
+        if head == "sequence":
+            texts = self.text_states(input_ids, attention_mask, token_types)
+            return self.classifier(self._drop(texts))
+        x, packing = self.states(input_ids, attention_mask, token_types)
         if head == "none":
             return packing.unpack(x)
-        if head == "sequence":
-            return self.classifier(self._drop(self.pooled(x, packing)))
         if head in ("token", "span"):
             output = self.classifier if head == "token" else self.span
             return packing.unpack(output(self._drop(self.label_states(x))))
@@ -97,6 +98,12 @@ class Encoder(Network):
     def pooled(self, x: Tensor, packing: Packing) -> Tensor:
         """One vector a row: [N, D] → [B, D]."""
         raise AssertionError("a family defines its own")
+
+    def text_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_types: Tensor | None
+    ) -> Tensor:
+        """What the labels of texts are scored from: [B, T] → [B, D]."""
+        return self.pooled(*self.states(input_ids, attention_mask, token_types))
 
     def label_states(self, x: Tensor) -> Tensor:
         """What the labels of tokens are scored from: [N, D] → [N, D]."""

@@ -19,10 +19,10 @@ from inkstone.errors import ModelError
 from inkstone.models import _base
 from inkstone.models._encoder import CLASSES, Encoder, Head, hf_head, hf_labels
 from inkstone.models._weights import Weight
-from inkstone.nn.attention import View, attend_packed
+from inkstone.nn.attention import View, attend_once, attend_packed
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.norms import LayerNorm
-from inkstone.nn.packed import project
+from inkstone.nn.packed import project, project_twice
 from inkstone.nn.packing import Packing
 from inkstone.nn.pointwise import dropout
 
@@ -93,20 +93,32 @@ class Block(nn.Module):
         self.down = Linear(config.d_ff, d_model, bias=True)
         self.mlp_norm = LayerNorm(d_model, config.norm_eps)
 
-    def forward(self, x: Tensor, packing: Packing, view: View) -> Tensor:
-        """[N, D] → [N, D]."""
-        x = self.attention_norm.of_sum(x, self._drop(self.attention(x, packing, view)))
+    def forward(
+        self, x: Tensor, packing: Packing, view: View, first: Tensor | None = None
+    ) -> Tensor:
+        """[N, D] → [N, D]; with `first` [B], places of the first tokens, those alone: [B, D]."""
+        attended = self.attention(x, packing, view, first)
+        x = x if first is None else x[first]
+        x = self.attention_norm.of_sum(x, self._drop(attended))
         return self.mlp_norm.of_sum(x, self._drop(self.mlp(x)))
 
-    def attention(self, x: Tensor, packing: Packing, view: View) -> Tensor:
-        """Multi-head self-attention in both directions: [N, D] → [N, D]."""
-        qkv = project(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
-        q, k, v = qkv.unbind(1)
-        return project(attend_packed(q, k, v, packing, view), [self.o])
+    def attention(
+        self, x: Tensor, packing: Packing, view: View, first: Tensor | None = None
+    ) -> Tensor:
+        """Multi-head self-attention in both directions: [N, D] → [N, D], or [B, D] as `forward`."""
+        if first is None:
+            qkv = project(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
+            q, k, v = qkv.unbind(1)
+            attended = attend_packed(q, k, v, packing, view)
+        else:
+            q = project(x[first], [self.q]).unflatten(-1, (self.n_heads, -1))
+            k, v = project(x, (self.k, self.v)).unflatten(-1, (2, self.n_heads, -1)).unbind(1)
+            attended = attend_once(q, k, v, packing, view)
+        return project(attended, [self.o])
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""
-        return project(project(x, [self.up], gelu=True), [self.down])
+        return project_twice(x, self.up, self.down)
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
@@ -152,6 +164,24 @@ class Model(Encoder):
         self, input_ids: Tensor, attention_mask: Tensor | None, token_types: Tensor | None
     ) -> tuple[Tensor, Packing]:
         """Last states of the tokens alone, [N, D], and where they belong."""
+        x, packing, view = self._embedded(input_ids, attention_mask, token_types)
+        for block in self.blocks:
+            x = self.run(block, x, packing, view)
+        return x, packing
+
+    def text_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_types: Tensor | None
+    ) -> Tensor:
+        """`pooled` of the last states, of which the last block makes no others: [B, D]."""
+        x, packing, view = self._embedded(input_ids, attention_mask, token_types)
+        for block in self.blocks[:-1]:
+            x = self.run(block, x, packing, view)
+        return self.pool(self.run(self.blocks[-1], x, packing, view, packing.first()))
+
+    def _embedded(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_types: Tensor | None
+    ) -> tuple[Tensor, Packing, View]:
+        """What the first block reads: [N, D]."""
         packing, view = self.layout(input_ids, attention_mask)
         positions = packing.pack(view.positions.expand_as(input_ids)) + self.config.first_position
         x = self.embed(packing.pack(input_ids), self.compute_dtype)
@@ -159,18 +189,19 @@ class Model(Encoder):
         if self.token_type is not None:
             types = torch.zeros_like(input_ids) if token_types is None else token_types
             x = x + self.token_type(packing.pack(types), self.compute_dtype)
-        x = self._drop(self.embed_norm(x))
-        for block in self.blocks:
-            x = self.run(block, x, packing, view)
-        return x, packing
+        return self._drop(self.embed_norm(x)), packing, view
 
     def prediction_states(self, x: Tensor) -> Tensor:
         """What the words are scored from: [N, D] → [N, D]."""
         return self.prediction_norm(project(x, [self.prediction], gelu=True))
 
     def pooled(self, x: Tensor, packing: Packing) -> Tensor:
-        """tanh of a linear map of the first token, [CLS] (section 3.1): [N, D] → [B, D]."""
-        return torch.tanh(self.pooler(x[packing.first()]))
+        """`pool` of the first token of each row: [N, D] → [B, D]."""
+        return self.pool(x[packing.first()])
+
+    def pool(self, first: Tensor) -> Tensor:
+        """tanh of a linear map of the first token, [CLS] (section 3.1): [B, D] → [B, D]."""
+        return torch.tanh(self.pooler(first))
 
     @property
     def head_bias(self) -> Tensor | None:
@@ -186,11 +217,13 @@ def count_parameters(config: Config) -> int:
 def flops_per_token(config: Config, seq_len: int) -> float:
     """Multiply-adds of one forward pass, two operations each; training takes three times as many.
 
-    Of the heads only the one over words counts, and it as if every token were predicted.
+    Of the heads only the one over words counts, and it as if every token were predicted. Where
+    texts are labelled the last block makes keys and values only, but for the first token.
     """
     d, f = config.d_model, config.d_ff
     words = d * d + config.vocab_size * d if config.head in ("mlm", "pretraining") else 0
     matmuls = config.n_layers * (4 * d * d + 2 * d * f) + words
+    matmuls -= 2 * d * d + 2 * d * f if config.head == "sequence" else 0
     attention = config.n_layers * 2 * (2 * seq_len * d)  # q·k, then weights·v
     return 2.0 * matmuls + attention
 

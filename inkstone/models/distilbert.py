@@ -17,7 +17,6 @@ from inkstone.models import _base, bert
 from inkstone.models._encoder import CLASSES, hf_head, hf_labels
 from inkstone.models._weights import Weight
 from inkstone.models.bert import block_names, both
-from inkstone.nn.packing import Packing
 
 KIND = "encoder"
 HF_MODEL_TYPES = ("distilbert",)
@@ -36,9 +35,9 @@ PRESETS = {"distilbert-base": Config()}
 class Model(bert.Model):
     """As BERT's, with a ReLU in the head over texts."""
 
-    def pooled(self, x: Tensor, packing: Packing) -> Tensor:
-        """ReLU of a linear map of the first token: [N, D] → [B, D]."""
-        return torch.relu(self.pooler(x[packing.first()]))
+    def pool(self, first: Tensor) -> Tensor:
+        """ReLU of a linear map of the first token: [B, D] → [B, D]."""
+        return torch.relu(self.pooler(first))
 
 
 def count_parameters(config: Config) -> int:

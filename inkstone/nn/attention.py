@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.errors import ModelError
-from inkstone.nn import blockwise
+from inkstone.nn import blockwise, compiled_attention
 from inkstone.nn.cache import KVCache
 from inkstone.nn.packing import Packing
 from inkstone.nn.positions import check_length
@@ -189,6 +189,8 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View)
         [N, H·E].
     """
     windowed = view.mask is not None and view.mask.shape[2] > 1
+    if not windowed and compiled_attention.fits(q, k, v, packing):
+        return compiled_attention.attend(q, k, v, packing)
     lengths = [] if packing.real is None or windowed else packing.real.sum(1).tolist()
     spared = q.shape[1] * (len(lengths) * packing.length**2 - sum(n * n for n in lengths))
     if q.device.type == "cpu" and spared > len(lengths) * ROW_COST:
@@ -199,6 +201,22 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View)
         return torch.cat((*rows, q.new_zeros(padding, q.shape[1] * v.shape[2])))
     q, k, v = (packing.unpack(x).transpose(1, 2) for x in (q, k, v))
     return packing.pack(attend(q, k, v, view))
+
+
+def attend_once(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View) -> Tensor:
+    """`attend` of one query a row to the tokens of its row, for tokens without padding.
+
+    Args:
+        q: [B, H, E].
+        k, v: [N, H, E].
+        packing: Where the tokens are.
+        view: `View.everything`, without a window.
+
+    Returns:
+        [B, H·E].
+    """
+    k, v = (packing.unpack(x).transpose(1, 2) for x in (k, v))
+    return attend(q[:, :, None], k, v, view)[:, 0]
 
 
 def _and_itself(mask: Tensor) -> Tensor:

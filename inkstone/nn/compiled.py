@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inkstone.nn import native
+from inkstone.nn.matmul import lengthened
 from inkstone.nn.steps import Steps
 
 KINDS = ("rnn", "lstm", "gru")
@@ -121,8 +122,9 @@ class Recurrence(torch.autograd.Function):
         def padded(state: Tensor, dtype: torch.dtype) -> Tensor:
             return torch.nn.functional.pad(state[:first].to(dtype), (0, 0, 0, room - first))
 
+        x = lengthened(x)
         pre = torch.addmm(b_x, x, w_x.T)
-        out = x.new_empty(len(x), size)
+        out = x.new_empty(steps.n_tokens, size)
         extra = x.new_empty(len(x), size) if kind != "rnn" else None
         start = padded(h0, dtype)
         state = padded(h0 if c0 is None else c0, torch.float32)
@@ -176,13 +178,15 @@ class Recurrence(torch.autograd.Function):
         }  # fmt: skip
         run(kind, backward=True, job=job, rows=first)
         d_bias = d_bias.sum(0).to(x.dtype)
-        before = steps.previous(out, start[:first], reverse=reverse)
+        before = lengthened(steps.previous(out, start[:first], reverse=reverse))
+        for gradient in (pre, extra) if kind == "gru" else (pre,):
+            gradient[steps.n_tokens :] = 0
         if kind == "gru":  # the candidate's gradient reaches the recurrent map through r
             d_wh = torch.cat((pre[:, : 2 * size].T @ before, extra.T @ before))
         else:
             d_wh = pre.T @ before
         return (
-            pre @ w_x if ctx.needs_input_grad[0] else None,
+            (pre @ w_x)[: steps.n_tokens] if ctx.needs_input_grad[0] else None,
             pre.T @ x,
             d_bias[0],
             d_wh,

@@ -40,6 +40,12 @@ def regular(n: int) -> int:
     return -(-n // step) * step
 
 
+def lengthened(x: Tensor) -> Tensor:
+    """x [n, d] with rows of zeros behind it, to a regular number where that decides the kernel."""
+    more = regular(len(x)) - len(x) if _by_onednn(x) else 0
+    return F.pad(x, (0, 0, 0, more)) if more else x
+
+
 def cut(x: Tensor, n: int, m: int) -> bool:
     """Whether a result [n, m] is made in several runs of rows."""
     return _runs(x, n, m) > 1
@@ -61,9 +67,13 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None
 
 def _runs(x: Tensor, n: int, m: int) -> int:
     """How many runs of rows a result [n, m] is made in."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not SMALL <= n * m <= ONE_BLOCK:
+    if not _by_onednn(x) or not SMALL <= n * m <= ONE_BLOCK:
         return 1
     return 1 if n < 0.7 * m or n > 2.1 * m else 2 if n < 1.4 * m else 4
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 class _Linear(torch.autograd.Function):

@@ -20,6 +20,8 @@ from inkstone.nn.linear import FEW_ROWS, Linear, stacked
 from inkstone.nn.matmul import cut
 from inkstone.nn.pointwise import narrow
 
+WIDE = 2048  # units between two maps, from where on a batch of them leaves the caches
+RUN = 256  # rows whose units do not
 _MadeOf = tuple[tuple[ReferenceType[nn.Parameter], int, int], ...]  # which, where, which version
 
 
@@ -45,12 +47,23 @@ def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tens
     if not _fits(x, linears):
         y = stacked(x, linears) if len(linears) > 1 else linears[0](x)
         return F.gelu(y) if gelu else y
-    blocks = _blocks(x, linears)
+    return _mapped(x, _blocks(x, linears), gelu)
+
+
+def project_twice(x: Tensor, up: Linear, down: Linear) -> Tensor:
+    """GELU(x W₁ᵀ + b₁) W₂ᵀ + b₂: [N, D] → [N, D]; what lies between stays in the cores' caches."""
+    if len(up.weight) < WIDE or not (_fits(x, [up]) and _fits(x, [down])):
+        return project(project(x, [up], gelu=True), [down])
+    first, second = _blocks(x, [up]), _blocks(x, [down])
+    whole = max(1, len(x) // RUN)  # runs; the last one takes what is left, too
+    runs = x.split([*[RUN] * (whole - 1), len(x) - RUN * (whole - 1)])
+    return torch.cat([_mapped(_mapped(run, first, True), second, False) for run in runs])
+
+
+def _mapped(x: Tensor, blocks: _Blocks, gelu: bool) -> Tensor:
     name, form = ("gelu", "none") if gelu else ("none", "")
-    mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
-        x, blocks.weight, blocks.bias, name, [], form
-    )
-    return mapped
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks.weight, blocks.bias, name, [], form)
+    return y
 
 
 @functools.cache

@@ -7,13 +7,6 @@
 // processor multiplies bf16 tiles (AMX). Shapes: N tokens, R sequences, H units, G gates.
 
 #include "simd.h"
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#define TILES 1
-#else
-#define TILES 0
-#endif
 
 namespace {
 
@@ -72,12 +65,6 @@ INLINE void multiply(const float* a, int64_t stride, const float* b, int64_t K, 
 }
 
 #if TILES
-struct alignas(64) TileShape {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 template <int W>
 INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t K, float (*c)[L][L]) {
   _tile_zero(0);
@@ -102,7 +89,7 @@ INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t K, fl
 template <class E> struct Tiles { static void on() {} static void off() {} };
 #if TILES
 template <> struct Tiles<bf16> {
-  static void on() { TileShape shape; _tile_loadconfig(&shape); }
+  static void on() { tiles_on(); }
   static void off() { _tile_release(); }
 };
 #endif
@@ -257,14 +244,8 @@ int run(int kind, int direction, const Job<E>* job) {
 
 }  // namespace
 
-// Whether bf16 can be had: asks the kernel of the operating system for the tile registers.
-extern "C" int recurrence_has_bf16() {
-#if TILES
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-#else
-  return 0;
-#endif
-}
+// Whether bf16 can be had.
+extern "C" int recurrence_has_bf16() { return tiles_granted(); }
 
 extern "C" int recurrence_fp32(int kind, int direction, const void* job) {
   return run<float>(kind, direction, static_cast<const Job<float>*>(job));

@@ -9,6 +9,13 @@
 #if defined(__AVX512F__) || defined(__AMX_TILE__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES 1
+#else
+#define TILES 0
+#endif
 
 namespace {
 
@@ -94,6 +101,29 @@ INLINE V exp_of(V x) {
   V y = (V)((U)(p * r * r + r + 1.0f) + ((U)t << 23));
   y = x < -87.0f ? fill(0.0f) : y;
   return x == x ? y : x;
+}
+
+#if TILES
+// Every tile register holds 16 rows of 64 bytes.
+struct alignas(64) TileShape {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+INLINE void tiles_on() {
+  TileShape shape;
+  asm volatile("" ::"r"(&shape) : "memory");  // the compiler must not keep it in registers
+  _tile_loadconfig(&shape);
+}
+#endif
+
+// Asks the kernel of the operating system for the tile registers.
+INLINE bool tiles_granted() {
+#if TILES
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+#else
+  return false;
+#endif
 }
 
 }  // namespace

@@ -106,6 +106,26 @@ def test_padding_changes_nothing(
 
 
 @encoders
+@sides
+def test_labels_of_texts_are_made_from_the_last_states(
+    family: ModuleType, config: dict[str, Any], side: str
+) -> None:
+    model = _build(family, {**config, "head": "sequence"})
+    if type(model).pooled is Encoder.pooled:
+        pytest.skip("it reads its last states in another way")
+    _, ids, mask = _unequal(side)
+    weights = [p for name, p in model.named_parameters() if name.startswith("blocks")]
+    found, expected = (
+        (texts, *torch.autograd.grad(texts.square().sum(), weights))
+        for texts in (
+            model.text_states(ids, mask, None), model.pooled(*model.states(ids, mask, None))
+        )
+    )  # fmt: skip
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@encoders
 @torch.no_grad()
 def test_every_token_sees_both_ways(family: ModuleType, config: dict[str, Any]) -> None:
     model, ids = _build(family, {**config, "head": "none"}), _ids(1, 3)

@@ -78,3 +78,20 @@ def test_learning_uses_and_keeps_nothing() -> None:
     assert model.blocks[0].q in packed._kept  # type: ignore[operator]
     model.train()
     assert not any(m in packed._kept for m in model.modules() if isinstance(m, Linear))
+
+
+@pytest.mark.parametrize("rows", [65, 255, 256, 600, 1024])
+@torch.no_grad()
+def test_two_maps_in_runs_of_rows_are_the_two_maps(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "WIDE", 48)
+    up = _linears(1)[0]
+    down = Linear(48, 32, bias=True).eval()
+    for p in down.parameters():
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
+    x = _x(rows, 32)
+    expected = down.float()(F.gelu(up.float()(x.float())))
+    found = packed.project_twice(x, up, down)
+    assert len(found) == rows
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.06)

@@ -1,0 +1,60 @@
+"""Attention of networks that read without learning, on a CPU with AMX: `attention.cpp`.
+
+torch's kernel takes the same time for the softmax as for both of its products; here all three stay
+in the cache of a core, rows of any length stand behind each other, and nothing is laid out anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from inkstone.nn import native
+from inkstone.nn.packing import Packing
+
+LONGEST = 4096  # tokens of a row whose scores a core's cache holds
+WIDTH = 32  # of a head, or a multiple
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    found = native.library("attention")
+    return found if found is not None and found.attention_is_here() == 1 else None
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> bool:
+    """Whether `attend` can do this here, without a graph: arguments as there."""
+    return (
+        not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        and not torch.compiler.is_compiling()
+        and q.dtype == torch.bfloat16
+        and q.device.type == "cpu"
+        and q.shape == k.shape == v.shape
+        and q.shape[2] % WIDTH == 0
+        and packing.length <= LONGEST
+        and all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v))
+        and _library() is not None
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """softmax(q kᵀ / √E) v of the tokens of each row: [N, H, E] → [N, H·E]."""
+    library = _library()
+    assert library is not None
+    n, heads, width = q.shape
+    if packing.real is None:
+        starts = torch.arange(packing.batch + 1) * packing.length
+    else:
+        starts = torch.nn.functional.pad(packing.real.sum(1).cumsum(0), (1, 0))
+    out = q.new_empty(n, heads * width)
+    out[packing.n_tokens :] = 0
+    pointers = [(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.stride(0))) for x in (q, k, v)]
+    library.attend(
+        *(part for pair in pointers for part in pair), ctypes.c_void_p(starts.data_ptr()),
+        *(ctypes.c_int64(size) for size in (packing.batch, heads, width)),
+        ctypes.c_float(width**-0.5), ctypes.c_void_p(out.data_ptr()),
+    )  # fmt: skip
+    return out
