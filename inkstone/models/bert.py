@@ -22,7 +22,7 @@ from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend_once, attend_packed
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.norms import LayerNorm
-from inkstone.nn.packed import project, project_twice
+from inkstone.nn.packed import in_runs, project
 from inkstone.nn.packing import Packing
 from inkstone.nn.pointwise import dropout
 
@@ -100,7 +100,7 @@ class Block(nn.Module):
         attended = self.attention(x, packing, view, first)
         x = x if first is None else x[first]
         x = self.attention_norm.of_sum(x, self._drop(attended))
-        return self.mlp_norm.of_sum(x, self._drop(self.mlp(x)))
+        return in_runs(self.feed_forward, x, self.up)
 
     def attention(
         self, x: Tensor, packing: Packing, view: View, first: Tensor | None = None
@@ -116,9 +116,10 @@ class Block(nn.Module):
             attended = attend_once(q, k, v, packing, view)
         return project(attended, [self.o])
 
-    def mlp(self, x: Tensor) -> Tensor:
-        """Two linear maps around a GELU (section A.2): [N, D] → [N, D]."""
-        return project_twice(x, self.up, self.down)
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """norm(x + mlp(x)), two linear maps around a GELU (section A.2): [N, D] → [N, D]."""
+        mapped = project(project(x, [self.up], gelu=True), [self.down])
+        return self.mlp_norm.of_sum(x, self._drop(mapped))
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)

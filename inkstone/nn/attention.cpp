@@ -108,7 +108,7 @@ INLINE void lay_out(const Room& room, const bf16* k, int64_t k_stride, const bf1
     }
 }
 
-// Scores of a query become its weights, not yet divided by their sum, which is returned.
+// Scores of a query become its weights, not yet divided by their sum; returns what to multiply by.
 INLINE float weigh(float* scores, bf16* weights, int64_t tokens, int64_t n, float scale) {
   for (int64_t c = tokens; c < n; c++) scores[c] = -INFINITY;
   V top = load(scores);
@@ -123,7 +123,7 @@ INLINE float weigh(float* scores, bf16* weights, int64_t tokens, int64_t n, floa
     sum += y;
     store(weights + c, y);
   }
-  return _mm512_reduce_add_ps((__m512)sum);
+  return 1.0f / _mm512_reduce_add_ps((__m512)sum);
 }
 
 }  // namespace
@@ -162,17 +162,17 @@ extern "C" void attend(const bf16* q, int64_t q_stride, const bf16* k, int64_t k
           multiply(queries, stride, room.keys + c * width, L * width, width);
           sums_to(room.scores + c, n);
         }
-        float sum[B] = {};
+        float share[B] = {};
         for (int64_t i = 0; i < m; i++)
-          sum[i] = weigh(room.scores + i * n, room.weights + i * n, tokens, n, scale);
+          share[i] = weigh(room.scores + i * n, room.weights + i * n, tokens, n, scale);
         asm volatile("" ::: "memory");
         for (int64_t e = 0; e < width; e += B) {
           multiply(room.weights, n, room.values + e * n, L * n, n);
           sums_to(room.sums, B);
           for (int64_t i = 0; i < m; i++) {
             bf16* to = out + (first + begin + i) * heads * width + at + e;
-            store(to, load(room.sums + i * B) / sum[i]);
-            store(to + L, load(room.sums + i * B + L) / sum[i]);
+            store(to, load(room.sums + i * B) * share[i]);
+            store(to + L, load(room.sums + i * B + L) * share[i]);
           }
         }
       }

@@ -8,7 +8,7 @@ GELU behind a product goes into the same pass.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -50,14 +50,17 @@ def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tens
     return _mapped(x, _blocks(x, linears), gelu)
 
 
-def project_twice(x: Tensor, up: Linear, down: Linear) -> Tensor:
-    """GELU(x W₁ᵀ + b₁) W₂ᵀ + b₂: [N, D] → [N, D]; what lies between stays in the cores' caches."""
-    if len(up.weight) < WIDE or not (_fits(x, [up]) and _fits(x, [down])):
-        return project(project(x, [up], gelu=True), [down])
-    first, second = _blocks(x, [up]), _blocks(x, [down])
+def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
+    """part(x), a part of a network that takes every row alike: [N, D] → [N, D].
+
+    Where nothing is learned it takes a few rows at a time, so that what `up`, its widest map, makes
+    of them is still in the cores' caches when the next map reads it.
+    """
+    if len(up.weight) < WIDE or not _fits(x, [up]):
+        return part(x)
     whole = max(1, len(x) // RUN)  # runs; the last one takes what is left, too
     runs = x.split([*[RUN] * (whole - 1), len(x) - RUN * (whole - 1)])
-    return torch.cat([_mapped(_mapped(run, first, True), second, False) for run in runs])
+    return torch.cat([part(run) for run in runs])
 
 
 def _mapped(x: Tensor, blocks: _Blocks, gelu: bool) -> Tensor:

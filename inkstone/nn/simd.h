@@ -90,17 +90,28 @@ INLINE V tanh_of(V x) {
 }
 INLINE V sigmoid(V x) { return 0.5f * tanh_of(0.5f * x) + 0.5f; }
 
-// e^x for x <= 0, relative error 2e-7 (the polynomial of Cephes' expf); 0 below -87; NaN stays NaN.
+// e^x for x <= 0, relative error 2e-7 (the polynomial of Cephes' expf); 0 below -105, or where there
+// is no AVX-512 below -87; NaN stays NaN.
 INLINE V exp_of(V x) {
+#ifdef __AVX512F__
+  V low = (V)_mm512_max_ps(_mm512_set1_ps(-150.0f), (__m512)x);  // the second where one is NaN
+  V n = (V)_mm512_roundscale_ps((__m512)(low * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   V low = x < -87.0f ? fill(-87.0f) : x;
   V t = low * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the last bits of t are the whole number n
   V n = t - 12582912.0f;
+#endif
   V r = low - n * 0.693359375f + n * 2.12194440e-4f;
   V p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
          1.6666665459e-1f) * r + 5.0000001201e-1f;
-  V y = (V)((U)(p * r * r + r + 1.0f) + ((U)t << 23));
+  V y = p * r * r + r + 1.0f;
+#ifdef __AVX512F__
+  return (V)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+  y = (V)((U)y + ((U)t << 23));
   y = x < -87.0f ? fill(0.0f) : y;
   return x == x ? y : x;
+#endif
 }
 
 #if TILES

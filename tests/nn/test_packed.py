@@ -82,16 +82,19 @@ def test_learning_uses_and_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("rows", [65, 255, 256, 600, 1024])
 @torch.no_grad()
-def test_two_maps_in_runs_of_rows_are_the_two_maps(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_in_runs_of_rows_is_the_part(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "WIDE", 48)
     up = _linears(1)[0]
-    down = Linear(48, 32, bias=True).eval()
-    for p in down.parameters():
-        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
-    x = _x(rows, 32)
-    expected = down.float()(F.gelu(up.float()(x.float())))
-    found = packed.project_twice(x, up, down)
-    assert len(found) == rows
-    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.06)
+    x, sizes = _x(rows, 32), []
+
+    def part(run: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(run))
+        return project(run, [up], gelu=True)
+
+    torch.testing.assert_close(packed.in_runs(part, x, up), part(x), rtol=0.02, atol=0.03)
+    assert sum(sizes[:-1]) == rows
+    assert all(packed.RUN <= n < 2 * packed.RUN for n in sizes[:-1]) or rows < packed.RUN
+    with torch.enable_grad():
+        sizes.clear()
+        packed.in_runs(part, x, up)
+    assert sizes == [rows]
