@@ -217,8 +217,6 @@ class _Planner:
             self.minutes = self._choose(
                 "training.minutes", c.DEFAULT_MINUTES, "at most; it may end before"
             )
-        warmup = max(1, round(WARMUP_SHARE * self.steps))
-        self._choose("training.warmup_steps", warmup, f"{WARMUP_SHARE:.0%} of the steps")
 
     def _rates(self) -> None:
         if self.facts.pretrained is not None:
@@ -360,6 +358,8 @@ class _Planner:
     def _cadence(self, step_s: float) -> None:
         total_s = self._seconds(step_s)
         steps = min(self.steps, max(1, round(total_s / max(step_s, 1e-9))))
+        warmup = max(1, round(WARMUP_SHARE * steps))
+        self._choose("training.warmup_steps", warmup, f"{WARMUP_SHARE:.0%} of the steps")
         every = max(1, min(steps, max(10, steps // LOOKS)))
         self._choose("training.eval_every", every, f"about {LOOKS} looks at held-out examples")
         per_step = self.facts.tokens / self.per_epoch
