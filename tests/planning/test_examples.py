@@ -1,0 +1,72 @@
+"""planning/examples.py: size, steps and rates from labelled examples and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from inkstone import registry
+from inkstone.device import Machine
+from inkstone.planning import constants as c
+from inkstone.planning.examples import EPOCHS, WARMUP_SHARE, ExampleFacts, plan_examples
+
+MACHINE = Machine(
+    device="cpu", name="test", cores=2, threads=2, instruction_sets=("AVX2",), torch_version="2",
+    matmul_gflops={"fp32": 100.0, "bf16": 400.0}, bandwidth_gb_s=20.0,
+    memory_total_bytes=8 << 30, memory_free_bytes=6 << 30, disk_free_bytes=1 << 40, compiler=None,
+)  # fmt: skip
+PER_EPOCH, SEQ_LEN = 280, 40
+TRANSLATORS = [
+    name
+    for name in registry.names("models")
+    if getattr(registry.load("models", name), "KIND", "") == "seq2seq"
+]
+
+
+def plan(minutes: float, family: str, tokens: int = 1_000_000, **training: Any) -> dict[str, Any]:
+    """Every choice, where a step takes the time of its operations at 100 GFLOP/s."""
+    room = registry.load("models", family)
+
+    def seconds(model: Mapping[str, Any], step: Mapping[str, Any]) -> float:
+        flops = 3.0 * room.flops_per_token(room.Config(**model), SEQ_LEN)
+        return 0.02 + tokens / PER_EPOCH * float(flops) / 1e11
+
+    given = {
+        "model": {"family": family},
+        "training": {"minutes": minutes, **training},
+        "corpus": {"seq_len": SEQ_LEN},
+    }
+    fixed = {"vocab_size": 4096, "start_id": 0, "pad_id": 1}
+    fixed = {name: value for name, value in fixed.items() if name in room.Config.model_fields}
+    facts = ExampleFacts("translation", "seq2seq", 29_000, tokens, 30_000, fixed)
+    result = plan_examples(
+        facts, MACHINE, given, precision="bf16",
+        batches_per_epoch=lambda _: PER_EPOCH, time_step=seconds,
+    )  # fmt: skip
+    return {x.key: x.value for x in result.choices} | dict(result.predicted)
+
+
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_more_time_gives_a_translator_more_weights(family: str) -> None:
+    sizes = [plan(minutes, family)["parameters"] for minutes in (0.5, 3, 20, 200)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def test_a_translator_begins_with_muon_unless_told_otherwise() -> None:
+    found = plan(3, "transformer")
+    assert found["training.optimizer"] == "muon"
+    assert found["training.matrix_lr"] == c.MUON_MATRIX_LR
+    other = plan(3, "transformer", optimizer="adamw")
+    assert other["training.optimizer"] == "adamw" and "training.matrix_lr" not in other
+
+
+def test_warm_up_is_a_share_of_the_steps_that_fit() -> None:
+    short, long = plan(1, "marian"), plan(10_000, "marian")
+    assert long["training.warmup_steps"] == round(
+        WARMUP_SHARE * EPOCHS["translation"][0] * PER_EPOCH
+    )
+    fitting = 60 / short["step_s"]
+    assert fitting < 0.5 * short["steps"]
+    assert short["training.warmup_steps"] <= round(1.1 * WARMUP_SHARE * fitting)
