@@ -223,9 +223,9 @@ def flops_per_token(config: Config, seq_len: int) -> float:
     """
     d, f = config.d_model, config.d_ff
     words = d * d + config.vocab_size * d if config.head in ("mlm", "pretraining") else 0
-    matmuls = config.n_layers * (4 * d * d + 2 * d * f) + words
-    matmuls -= 2 * d * d + 2 * d * f if config.head == "sequence" else 0
-    attention = config.n_layers * 2 * (2 * seq_len * d)  # q·k, then weights·v
+    whole = config.n_layers - (config.head == "sequence")
+    matmuls = whole * (4 * d * d + 2 * d * f) + (config.n_layers - whole) * 2 * d * d + words
+    attention = whole * 2 * (2 * seq_len * d)  # q·k, then weights·v
     return 2.0 * matmuls + attention
 
 

@@ -51,10 +51,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
         starts = torch.nn.functional.pad(packing.real.sum(1).cumsum(0), (1, 0))
     out = q.new_empty(n, heads * width)
     out[packing.n_tokens :] = 0
-    pointers = [(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.stride(0))) for x in (q, k, v)]
+    scale = ctypes.c_float(width**-0.5)
     library.attend(
-        *(part for pair in pointers for part in pair), ctypes.c_void_p(starts.data_ptr()),
-        *(ctypes.c_int64(size) for size in (packing.batch, heads, width)),
-        ctypes.c_float(width**-0.5), ctypes.c_void_p(out.data_ptr()),
+        *native.arguments(
+            q, q.stride(0), k, k.stride(0), v, v.stride(0), starts, packing.batch, heads, width,
+            scale, out,
+        )
     )  # fmt: skip
     return out

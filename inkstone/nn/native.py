@@ -18,8 +18,10 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+from torch import Tensor
 
 FOLDER = Path(__file__).parent
 SHARED = FOLDER / "simd.h"
@@ -76,6 +78,15 @@ def _processor() -> str:
     except OSError:
         flags = platform.processor()
     return f"{platform.machine()} {flags}"
+
+
+def arguments(*values: Any) -> list[Any]:
+    """What a compiled function is given: the memory of a tensor, an int64, or the value itself."""
+    return [
+        ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor)
+        else ctypes.c_int64(value) if isinstance(value, int) else value
+        for value in values
+    ]  # fmt: skip
 
 
 def share(part: Callable[[int], None], n_threads: int) -> None:

@@ -210,10 +210,4 @@ class _Narrow(torch.autograd.Function):
 def _call(name: str, *arguments: Any) -> None:
     library = native.library("pointwise")
     assert library is not None
-    library[name](
-        *(
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor)
-            else ctypes.c_int64(a) if isinstance(a, int) else a
-            for a in arguments
-        )
-    )  # fmt: skip
+    library[name](*native.arguments(*arguments))
