@@ -1,6 +1,6 @@
 """Word vectors beside Gensim and the authors' GloVe: text8-head, equal settings, 3 seeds.
 
-    python -m benchmarks.word_vectors [--glove PATH_TO_A_BUILT_CHECKOUT] [--only skipgram cbow fasttext glove]
+    python -m benchmarks.word_vectors [--glove PATH_TO_A_BUILT_CHECKOUT] [--only cbow]
 
 Word2Vec: skip-gram and CBOW with negative sampling at the defaults that both sides share (100
 numbers, window 5, 5 noise words, t = 0.001, words seen 5 times, 5 epochs); Gensim draws the noise

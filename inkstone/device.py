@@ -66,11 +66,15 @@ class Machine:
 def pick_device(name: str = "auto") -> torch.device:
     """CUDA where it is, the CPU elsewhere; or the device that was named.
 
+    fp32 is then fp32 on a GPU, too: cuDNN's recurrences would round their factors to 10 bits (TF32)
+    unless told otherwise, as torch's matmuls do not.
+
     Raises:
         DeviceError: The device that was named is not present.
     """
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -19,7 +19,7 @@ from inkstone.nn import pointwise
 from inkstone.nn.matmul import product, regular
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 1 << 27  # of one chunk of logits
+CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}  # of one chunk of logits
 SOFTMAX_BYTES = 1 << 22  # of the fp32 rows in hand on a CPU: they stay in its cache
 ALIGN = 512  # columns; matmul kernels lose a tenth of their speed on an odd row length
 SLICE = 20_000  # words that a matmul takes at a time on a CPU, at most
@@ -59,7 +59,8 @@ def chunked_cross_entropy(
     if n_targets < len(targets):
         hidden, targets = _counted(hidden, counted), targets[counted]
     if chunk is None:
-        most = max(16, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+        room = CHUNK_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
+        most = max(16, room // (weight.shape[0] * hidden.element_size()))
         chunk = -(-len(hidden) // max(1, -(-len(hidden) // most)))  # equal chunks
     total: Tensor = _ChunkedCrossEntropy.apply(
         hidden, weight, bias, targets, max(1, chunk), z_loss, label_smoothing

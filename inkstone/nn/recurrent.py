@@ -262,9 +262,10 @@ def _torch_read(
     begin = [torch.stack(parts).to(x.dtype)[:, :n] for parts in zip(*states, strict=True)]
     if not n:
         return x.new_zeros(0, len(cells) * cells[0].hidden_size), list(states)
+    learns = torch.is_grad_enabled()  # cuDNN keeps what a backward pass needs only if it is told
     out, *ends = kernels[cells[0].KIND](
         x, torch.tensor(steps.sizes), begin if len(begin) > 1 else begin[0], weights,
-        True, 1, 0.0, False, len(cells) > 1,
+        True, 1, 0.0, learns, len(cells) > 1,
     )  # fmt: skip
     if n < steps.n_sequences:  # sequences without a token stay where they are
         ends = [

@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
     def _update(self, params: list[nn.Parameter], maps: int, group: dict[str, Any]) -> None:
         gradients = [p.grad for p in params if p.grad is not None]
         if self.grad_scale is not None:
-            torch._foreach_div_(gradients, self.grad_scale)
+            torch._foreach_div_(gradients, self.grad_scale.item())  # a CPU's number: no wait
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)

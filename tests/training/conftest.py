@@ -43,7 +43,7 @@ def tiny_trainer(root: Path, run: str = "run", **settings: Any) -> Trainer:
     dropout = settings.pop("dropout", 0.1)
     rows = settings.pop("rows", 8)
     torch.manual_seed(1)
-    model = gpt2.Model(gpt2.Config(**SHAPE, dropout=dropout))
+    model = gpt2.Model(gpt2.Config(**SHAPE, dropout=dropout)).to(settings.pop("device", "cpu"))
     config = TrainingConfig(
         **{"max_steps": 30, "micro_batch_size": 4, "log_every": 1, "warmup_steps": 3, **settings}
     )
