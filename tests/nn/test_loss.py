@@ -81,7 +81,7 @@ def test_never_holds_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -
         return real(scores, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_score", spy)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 700 * 4)
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 16 * 700 * 4)
     chunked_cross_entropy(hidden, weight, targets)
     assert seen == [(16, 700)] * 4
 
