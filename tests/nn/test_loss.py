@@ -86,6 +86,22 @@ def test_never_holds_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [(16, 700)] * 4
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_words_of_probability_0_change_nothing(with_bias: bool, z_loss: float) -> None:
+    """What is done on a GPU, where products of odd widths are slow."""
+    hidden, weight, bias, targets = _inputs(23, 8, 101)
+    given = bias if with_bias else None
+    leaves = [hidden, weight, *([bias] if with_bias else [])]
+    found = []
+    for wide, shift in ((weight, given), module._with_unlikely_words(weight, given)):
+        total, _ = chunked_cross_entropy(hidden, wide, targets, bias=shift, z_loss=z_loss)
+        found.append([total, *torch.autograd.grad(total, leaves)])
+    assert len(wide) == 128
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain)
+
+
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
 def test_large_logits_stay_finite(scale: float) -> None:
     hidden, weight, _, targets = _inputs()
