@@ -4,10 +4,10 @@
 
 classify: accuracy and macro F1 of bags of words. The reference pipelines are scikit-learn's as its
 documentation writes them, and once the same n-grams and ratios put together from its parts.
-tag: accuracy, and for spans F1 as conlleval counts it, of the hidden Markov tagger, beside nltk's
-TnT with an AffixTagger for unknown words. predict: test perplexity of Kneser-Ney on WikiText-2,
-tokens as published, by order. Official splits where there are any; settings are the presets', which
-were chosen on parts of the training data. Seconds are of one thread, fit and prediction of the
+tag: accuracy, and for spans F1 as conlleval counts it, of the hidden Markov tagger and the random
+field, beside nltk's TnT with an AffixTagger for unknown words. predict: test perplexity of
+Kneser-Ney on WikiText-2, tokens as published, by order. Official splits where there are any;
+settings are the presets', which were chosen on parts of the training data. Seconds are of one thread, fit and prediction of the
 whole test part, tokenization included.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import common
 from inkstone.evaluation.metrics import accuracy, f1, span_f1
-from inkstone.models import bag_of_words, hmm, ngram
+from inkstone.models import bag_of_words, crf, hmm, ngram
 from inkstone.text.segment import words
 
 Row = dict[str, Any]
@@ -38,10 +38,12 @@ TAG = [  # folder, field of tokens, field of tags, whether tags are spans, wheth
     ("conll2000", "tokens", "pos", False, True),
     ("ud-en-ewt", "tokens", "upos", False, True),
     ("ud-en-ewt", "tokens", "xpos", False, True),
+    ("conll2000", "tokens", "chunks", True, False),
     ("conll2000", "pos", "chunks", True, True),
     ("conll2003", "tokens", "ner", True, True),
     ("peoples-daily-ner", "tokens", "ner", True, False),
 ]
+MARKS = {("conll2000", "chunks"): (None, "pos")}  # columns that the random field may read too
 
 
 def rows(folder: str, name: str) -> list[Row]:
@@ -128,17 +130,28 @@ class SameFeatures:
 
 
 def tag() -> Iterable[Row]:
-    """The hidden Markov tagger beside nltk's TnT."""
+    """The hidden Markov tagger and the random field beside nltk's TnT."""
     for folder, tokens, tags, is_span, with_nltk in TAG:
         train, test = rows(folder, "train.jsonl"), rows(folder, "test.jsonl")
         sentences, known = [r[tokens] for r in train], [r[tags] for r in train]
         unseen, expected = [r[tokens] for r in test], [r[tags] for r in test]
         sides: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-            "inkstone": (
+            "inkstone, hmm": (
                 lambda s=sentences, k=known: hmm.Model().fit(s, k),
                 lambda model, x=unseen: model.tag(x),
-            )
+            ),
         }
+        for marks in MARKS.get((folder, tags), (None,)):
+            side = f"inkstone, crf with {marks}" if marks else "inkstone, crf"
+            if marks == tokens:
+                continue
+            shown, seen = (
+                None if marks is None else [r[marks] for r in part] for part in (train, test)
+            )
+            sides[side] = (
+                lambda s=sentences, k=known, m=shown: crf.Model().fit(s, k, m),
+                lambda model, x=unseen, m=seen: model.tag(x, m),
+            )
         if with_nltk:
             sides["nltk TnT"] = (lambda s=sentences, k=known: _nltk(s, k), lambda m, x=unseen: m(x))
         n_tokens = sum(map(len, expected))

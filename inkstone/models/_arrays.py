@@ -59,6 +59,20 @@ def read_arrays(path: Path, dtypes: Mapping[str, str]) -> dict[str, Array]:
     return found
 
 
+def texts(found: Any, where: str, *, some: bool = True) -> tuple[str, ...]:
+    """Distinct texts out of a file's JSON, `some` or perhaps none.
+
+    Raises:
+        CheckpointError: They are something else.
+    """
+    sound = isinstance(found, list) and all(isinstance(x, str) for x in found)
+    if not sound or (some and not found):
+        raise CheckpointError(f"{where} are not a list of texts")
+    if len(set(found)) != len(found):
+        raise CheckpointError(f"{where} are not distinct")
+    return tuple(found)
+
+
 def read_folder_config(folder: Path, model_type: str) -> dict[str, Any]:
     """The config.json of a saved model of this type, after its hashes were checked.
 

@@ -20,7 +20,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -202,8 +201,8 @@ class Model:
             where = f"{folder / _arrays.CONFIG}: settings"
             raise CheckpointError(f"{where}: {error.errors()[0]['msg']}") from error
         tags, words = config.get("tags"), read_json(folder / LEXICON, MAX_LEXICON_BYTES)
-        model.tags = _texts(tags, f"{folder / _arrays.CONFIG}: tags")
-        found = _texts(words.get("words"), f"{folder / LEXICON}: words")
+        model.tags = _arrays.texts(tags, f"{folder / _arrays.CONFIG}: tags")
+        found = _arrays.texts(words.get("words"), f"{folder / LEXICON}: words")
         model._lexicon = {word: i for i, word in enumerate(found)}
         counts = _arrays.read_arrays(folder / _arrays.ARRAYS, dict.fromkeys(ARRAYS, "int64"))
         if problem := _problem(counts, len(model.tags), len(found)):
@@ -278,14 +277,6 @@ class Model:
         if not self.tags:
             raise ModelError("this tagger has learned nothing yet", fix="call fit() first")
         return self._transitions
-
-
-def _texts(found: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
-        raise CheckpointError(f"{where} are not a list of texts")
-    if len(set(found)) != len(found):
-        raise CheckpointError(f"{where} are not distinct")
-    return tuple(found)
 
 
 def _problem(counts: dict[str, Ints], n_tags: int, n_words: int) -> str:

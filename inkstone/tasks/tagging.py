@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from inkstone.config import Section
-from inkstone.errors import DataError
+from inkstone.errors import DataError, UsageError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
 from inkstone.tasks._base import Mistake, Row, Rows, label_text, words_of
@@ -43,20 +43,24 @@ class Config(Section):
     Attributes:
         tokens_field: Field of the words: a list, or one string with spaces between them.
         tags_field: Field of their tags, as many.
+        marks_field: Field of marks that are known of the words beforehand, as many, and always will
+            be (parts of speech, for chunks); read by the family crf.
         word_characters: Characters of a word that are read, by models that read characters.
     """
 
     tokens_field: str = Field(default="tokens", min_length=1)
     tags_field: str = Field(default="tags", min_length=1)
+    marks_field: str | None = Field(default=None, min_length=1)
     word_characters: int = Field(default=24, ge=1, le=256)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Words and their tags (none where they are to be found)."""
+    """Words, their tags (none where they are to be found) and their marks, if there are any."""
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +100,22 @@ class Task(_base.Task[Example, Tagging]):
         words = words_of(self.need(record, "tokens_field"), record.place, field)
         if not words:
             raise DataError(f"{record.place}: a sentence without words", fix="remove the line")
-        if not labelled:
-            return Example(tuple(words))
-        field, value = self.config.tags_field, self.need(record, "tags_field")
+        marks = self._each(record, "marks_field", words) if self.config.marks_field else ()
+        tags = self._each(record, "tags_field", words) if labelled else ()
+        return Example(tuple(words), tags, marks)
+
+    def _each(self, record: Record, setting: str, words: Sequence[str]) -> tuple[str, ...]:
+        """One tag or mark a word."""
+        field, value = getattr(self.config, setting), self.need(record, setting)
+        what = setting.removesuffix("_field")
         value = value.split() if isinstance(value, str) else value
         if not isinstance(value, list) or len(value) != len(words):
             count = len(value) if isinstance(value, list) else "no list of"
             raise DataError(
-                f"{record.place}: {len(words)} words, but {count} tags in {field!r}",
-                fix="write one tag a word",
+                f"{record.place}: {len(words)} words, but {count} {what} in {field!r}",
+                fix=f"write one {what.removesuffix('s')} a word",
             )
-        return Example(tuple(words), tuple(label_text(x, record.place, field) for x in value))
+        return tuple(label_text(x, record.place, field) for x in value)
 
     def example(self, text: str) -> Example:
         """Words and marks of a plain text; Chinese is taken character by character."""
@@ -119,6 +128,8 @@ class Task(_base.Task[Example, Tagging]):
         return example.tags
 
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
+        if self.config.marks_field:
+            raise _no_marks()
         return [self._rows(example, codec) for example in examples]
 
     def _rows(self, example: Example, codec: Codec) -> list[Row]:
@@ -212,14 +223,36 @@ class Task(_base.Task[Example, Tagging]):
         )  # fmt: skip
 
     def fit(self, model: Any, examples: Sequence[Example]) -> None:
-        model.fit([e.tokens for e in examples], [e.tags for e in examples])
+        words, marks = self._columns(model, examples)
+        model.fit(words, [e.tags for e in examples], **marks)
 
     def apply(self, model: Any, examples: Sequence[Example]) -> list[Tagging]:
-        sentences = [example.tokens for example in examples]
+        words, marks = self._columns(model, examples)
         column = {tag: place for place, tag in enumerate(model.tags)}
+        tagged, p = model.tag(words, **marks), model.posteriors(words, **marks)
         out = []
-        found = zip(examples, model.tag(sentences), model.posteriors(sentences), strict=True)
-        for example, tags, p in found:
-            scores = [float(row[column[tag]]) for row, tag in zip(p, tags, strict=True)]
+        for example, tags, rows in zip(examples, tagged, p, strict=True):
+            scores = [float(row[column[tag]]) for row, tag in zip(rows, tags, strict=True)]
             out.append(Tagging(example.tokens, tuple(tags), tuple(scores)))
         return out
+
+    def _columns(self, model: Any, examples: Sequence[Example]) -> tuple[list[Any], dict[str, Any]]:
+        """What a fitted model reads: the words, and marks where there are some."""
+        words = [example.tokens for example in examples]
+        if not self.config.marks_field:
+            return words, {}
+        if not hasattr(model, "with_marks"):
+            raise _no_marks()
+        if any(len(e.marks) != len(e.tokens) for e in examples):
+            raise UsageError(
+                f"this tagger needs a mark of each word, as in field {self.config.marks_field!r}",
+                fix="give it a file of examples with --input, not a text",
+            )
+        return words, {"marks": [example.marks for example in examples]}
+
+
+def _no_marks() -> UsageError:
+    return UsageError(
+        "only the family crf reads marks beside the words",
+        fix="set model.family=crf, or leave task.marks_field out",
+    )

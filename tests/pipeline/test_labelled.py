@@ -10,6 +10,7 @@ import torch
 
 import inkstone as ink
 from inkstone import pipeline
+from inkstone.errors import UsageError
 from inkstone.recipe import Recipe
 
 
@@ -40,3 +41,25 @@ def test_a_new_classifier_opens_in_transformers(family: str, tmp_path: Path) -> 
     with torch.no_grad():
         right = theirs(ids, attention_mask=mask).logits
         torch.testing.assert_close(mine(ids, attention_mask=mask), right, rtol=0, atol=1e-4)
+
+
+def test_marks_beside_the_words_reach_the_tagger(tmp_path: Path) -> None:
+    rows = [
+        {"tokens": ["see", f"w{i}"], "kind": ["a", "b" if i % 3 else "c"],
+         "tags": ["O", "B-X" if i % 3 else "O"]}
+        for i in range(60)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "data": {"path": (str(tmp_path / "rows.jsonl"),)},
+        "task": {"name": "tagging", "marks_field": "kind"},
+    }
+    recipe = Recipe().with_values(settings | {"model": {"family": "crf"}})
+    result = pipeline.train(recipe, tmp_path / "run", cache=tmp_path / "cache")
+    assert result["scores"][0]["name"] == "span_f1" and result["scores"][0]["value"] == 1.0
+    with pytest.raises(UsageError, match="needs a mark of each word"):
+        ink.load(tmp_path / "run").tag("see w1")
+    for family in ("hmm", "bert"):
+        other = Recipe().with_values(settings | {"model": {"family": family}})
+        with pytest.raises(UsageError, match="only the family crf reads marks"):
+            pipeline.train(other, tmp_path / family, cache=tmp_path / "cache")
