@@ -7,8 +7,8 @@ documentation writes them, and once the same n-grams and ratios put together fro
 tag: accuracy, and for spans F1 as conlleval counts it, of the hidden Markov tagger and the random
 field, beside nltk's TnT with an AffixTagger for unknown words. predict: test perplexity of
 Kneser-Ney on WikiText-2, tokens as published, by order. Official splits where there are any;
-settings are the presets', which were chosen on parts of the training data. Seconds are of one thread, fit and prediction of the
-whole test part, tokenization included.
+settings are the presets', which were chosen on parts of the training data. Seconds are of one
+thread, fit and prediction of the whole test part, tokenization included.
 """
 
 from __future__ import annotations

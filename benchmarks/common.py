@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,20 @@ def child(module: str, *arguments: str) -> dict[str, Any]:
     if done.returncode:
         sys.exit(f"{module} {' '.join(arguments)} failed with exit code {done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def train(recipe: str, data: Path, *settings: str) -> dict[str, Any]:
+    """The result.json of `inkstone train recipe --data data settings`, on THREADS threads."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        command = [
+            sys.executable, "-m", "inkstone", "train", recipe, *settings,
+            "--data", str(data), "--run", str(run), "--quiet",
+        ]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return result
 
 

@@ -14,12 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common
@@ -78,16 +73,7 @@ def measure(kind: str, family: str, minutes: float | None) -> Row:
     """Train one family and give its row."""
     job = JOBS[kind]
     time = [] if family in FITTED else [f"training.minutes={minutes or job.minutes}"]
-    settings = list(job.settings)
-    with tempfile.TemporaryDirectory() as temporary:
-        run = Path(temporary) / "run"
-        command = [
-            sys.executable, "-m", "inkstone", "train", job.recipes[family], *time, *settings,
-            "--data", str(common.SHARED_DATA / job.data), "--run", str(run), "--quiet",
-        ]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": str(common.THREADS)}
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result = common.train(job.recipes[family], common.SHARED_DATA / job.data, *time, *job.settings)
     row: Row = {"family": family, "recipe": job.recipes[family]}
     for name in ("parameters", "steps"):
         row[name] = float(result[name]) if result.get(name) else ""
