@@ -48,21 +48,29 @@ def theirs(precision: str) -> Callable[[], float]:
 
 
 def ours() -> Callable[[], float]:
-    """The step that `inkstone train` takes, through its Trainer."""
+    """GPT-2 124M by our Trainer."""
     import torch
 
     from inkstone import device
-    from inkstone.corpora.batches import Batch
     from inkstone.models import gpt2
-    from inkstone.training.config import TrainingConfig
-    from inkstone.training.loop import Trainer
-    from inkstone.training.plan import Plan
 
     device.tune_allocator()
     torch.manual_seed(0)
     model = gpt2.Model(gpt2.PRESETS["gpt2"])
     model.compute_dtype = device.training_dtype("cpu")
-    ids = torch.randint(0, 50257, (ROWS, LENGTH + 1))
+    return step_of(model, ROWS, LENGTH, betas=(0.9, 0.999), weight_decay=0.01)
+
+
+def step_of(model: Any, rows: int, length: int, **settings: Any) -> Callable[[], float]:
+    """The step that `inkstone train` takes, through its Trainer, on one batch of random words."""
+    import torch
+
+    from inkstone.corpora.batches import Batch
+    from inkstone.training.config import TrainingConfig
+    from inkstone.training.loop import Trainer
+    from inkstone.training.plan import Plan
+
+    ids = torch.randint(0, model.config.vocab_size, (rows, length + 1))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
     class Same:
@@ -72,15 +80,16 @@ def ours() -> Callable[[], float]:
             return batch
 
     config = TrainingConfig(
-        max_steps=10**6, micro_batch_size=ROWS, optimizer="adamw", lr=1e-4, warmup_steps=0,
-        betas=(0.9, 0.999), weight_decay=0.01, schedule="wsd", decay_fraction=0.0,
+        max_steps=10**6, micro_batch_size=rows, optimizer="adamw", lr=1e-4, warmup_steps=0,
+        schedule="wsd", decay_fraction=0.0, **settings,
     )  # fmt: skip
     stream: Any = Same()
     trainer = Trainer(model, stream, config, Path("."), save_model=lambda folder: None)
     trainer.plan = Plan(config, Path("/nonexistent"))
+    loss = trainer._compiled() if config.compile else trainer._loss
 
     def step() -> float:
-        result = trainer._step(trainer._loss)
+        result = trainer._step(loss)
         assert result is not None
         return result[0]
 

@@ -20,10 +20,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from benchmarks.gpt2_step import step_of
 
 SHAPES = {"gpt2": ("gpt2", 32, 1024), "llama-3.2-1b": ("llama", 8, 2048)}  # family, rows, length
 Step = Callable[[], float]
@@ -33,11 +33,7 @@ def ours(name: str, side: str) -> Step:
     import torch
 
     from inkstone import registry
-    from inkstone.corpora.batches import Batch
-    from inkstone.training.config import TrainingConfig
     from inkstone.training.foundations import repeatable
-    from inkstone.training.loop import Trainer
-    from inkstone.training.plan import Plan
 
     family, rows, length = SHAPES[name]
     module = registry.load("models", family)
@@ -45,33 +41,9 @@ def ours(name: str, side: str) -> Step:
     with torch.device("cuda"):
         model = module.Model(module.PRESETS[name])
     model.compute_dtype = torch.bfloat16
-    ids = torch.randint(0, model.config.vocab_size, (rows, length + 1))
-    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-
-    class Same:
-        epoch = 0.0
-
-        def __next__(self) -> Batch:
-            return batch
-
-    config = TrainingConfig(
-        max_steps=10**6, micro_batch_size=rows, optimizer="adamw", lr=1e-4, warmup_steps=0,
-        weight_decay=0.1, schedule="wsd", decay_fraction=0.0, compile="eager" not in side,
-    )  # fmt: skip
-    stream: Any = Same()
-    trainer = Trainer(model, stream, config, Path("."), save_model=lambda folder: None)
-    trainer.plan = Plan(config, Path("/nonexistent"))
-    loss = trainer._compiled() if config.compile else trainer._loss
     if "exact" in side:
         contextlib.ExitStack().enter_context(repeatable(model.device))
-    model.train()
-
-    def step() -> float:
-        result = trainer._step(loss)
-        assert result is not None
-        return result[0]
-
-    return step
+    return step_of(model, rows, length, weight_decay=0.1, compile="eager" not in side)
 
 
 def theirs(name: str, side: str) -> Step:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -16,6 +17,7 @@ from inkstone.files import read_json, recover, verify_folder
 
 CONFIG, ARRAYS = "config.json", "model.safetensors"
 Array = npt.NDArray[Any]
+C = TypeVar("C", bound=BaseModel)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -57,6 +59,19 @@ def read_arrays(path: Path, dtypes: Mapping[str, str]) -> dict[str, Array]:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"{path}: {name} holds a value that is no finite number")
     return found
+
+
+def read_settings(kind: type[C], config: Mapping[str, Any], folder: Path) -> C:
+    """The settings of a saved model, out of its config.json.
+
+    Raises:
+        CheckpointError: They are not such settings.
+    """
+    try:
+        return kind.model_validate(config.get("settings"))
+    except ValidationError as error:
+        where = f"{folder / CONFIG}: settings"
+        raise CheckpointError(f"{where}: {error.errors()[0]['msg']}") from error
 
 
 def texts(found: Any, where: str, *, some: bool = True) -> tuple[str, ...]:

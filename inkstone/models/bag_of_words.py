@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from inkstone import registry
 from inkstone.config import Section
@@ -231,11 +231,7 @@ class Model:
         labels = _sound_labels(config.get("labels"))
         if len(labels) < 2:
             raise CheckpointError(f"{folder / _arrays.CONFIG}: labels are not two or more names")
-        try:
-            model = Model(Config.model_validate(config.get("settings")))
-        except ValidationError as error:
-            where = f"{folder / _arrays.CONFIG}: settings"
-            raise CheckpointError(f"{where}: {error.errors()[0]['msg']}") from error
+        model = Model(_arrays.read_settings(Config, config, folder))
         vocabulary = read_json(folder / VOCABULARY, MAX_VOCABULARY_BYTES)
         dtypes = {"weights": "float32", "bias": "float64", **Features.dtypes(model.config)}
         arrays = _arrays.read_arrays(folder / _arrays.ARRAYS, dtypes)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from inkstone.config import Section
 from inkstone.errors import CheckpointError, ModelError
@@ -189,11 +189,7 @@ class Model:
         """
         folder = Path(folder)
         config = _arrays.read_folder_config(folder, "crf")
-        try:
-            model = Model(Config.model_validate(config.get("settings")))
-        except ValidationError as error:
-            where = f"{folder / _arrays.CONFIG}: settings"
-            raise CheckpointError(f"{where}: {error.errors()[0]['msg']}") from error
+        model = Model(_arrays.read_settings(Config, config, folder))
         tags = _arrays.texts(config.get("tags"), f"{folder / _arrays.CONFIG}: tags")
         known = read_json(folder / CLUES, MAX_CLUES_BYTES).get("clues")
         found = _arrays.texts(known, f"{folder / CLUES}: clues", some=False)

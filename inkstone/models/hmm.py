@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from inkstone.config import Section
 from inkstone.errors import CheckpointError, ModelError
@@ -195,11 +195,7 @@ class Model:
         """
         folder = Path(folder)
         config = _arrays.read_folder_config(folder, "hmm")
-        try:
-            model = Model(Config.model_validate(config.get("settings")))
-        except ValidationError as error:
-            where = f"{folder / _arrays.CONFIG}: settings"
-            raise CheckpointError(f"{where}: {error.errors()[0]['msg']}") from error
+        model = Model(_arrays.read_settings(Config, config, folder))
         tags, words = config.get("tags"), read_json(folder / LEXICON, MAX_LEXICON_BYTES)
         model.tags = _arrays.texts(tags, f"{folder / _arrays.CONFIG}: tags")
         found = _arrays.texts(words.get("words"), f"{folder / LEXICON}: words")
