@@ -18,6 +18,7 @@ import numpy.typing as npt
 from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.evaluation.metrics import spans
+from inkstone.tasks._answers import is_exact, overlap
 
 RESAMPLES = 1000
 Weights = npt.NDArray[np.float64]
@@ -223,6 +224,19 @@ def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> V
     return lambda w: float(w @ right) / max(1.0, float(w @ rated))
 
 
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _of_each(value: Callable[[str, Sequence[str]], float]) -> Callable[..., Valued]:
+    """The mean of what each found answer is worth beside the right ones."""
+
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        worth = np.array([value(f, g) for f, g in zip(found, given, strict=True)], np.float64)
+        return lambda w: float(w @ worth / w.sum())
+
+    return prepare
+
+
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
@@ -232,6 +246,18 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
     "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
     "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
+    "answer_f1": (
+        "mean F1 of words with the nearest right answer, as SQuAD's script",
+        _of_each(overlap),
+    ),
+    "answer_exact": (
+        "share of answers with the words of a right one, as SQuAD's script",
+        _of_each(is_exact),
+    ),
+    "answerable_accuracy": (
+        "share of questions rightly answered or left without an answer",
+        _of_each(lambda found, given: bool(found) == bool(given)),
+    ),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 

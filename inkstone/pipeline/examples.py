@@ -260,7 +260,9 @@ def _fixed(prepared: Prepared) -> dict[str, Any]:
     fixed: dict[str, Any] = {} if prepared.pretrained else {"vocab_size": tokenizer.vocab_size}
     head = task.HEADS[prepared.kind]
     if head:
-        fixed |= {"head": head, "n_labels": len(task.labels)}
+        fixed["head"] = head
+    if head and task.labels:
+        fixed["n_labels"] = len(task.labels)
     if task.alphabet:
         fixed["char_vocab_size"] = len(task.alphabet) + 2
     family = registry.load("models", prepared.recipe.model.family)

@@ -14,17 +14,19 @@ from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.inference.fill import Filled, fill_mask, write
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
-from inkstone.tasks import classification, tagging, translation
+from inkstone.tasks import classification, question_answering, tagging, translation
 from inkstone.tasks._base import Task
 from inkstone.tasks.classification import Classification
+from inkstone.tasks.question_answering import Answer
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
 from inkstone.text.config import TextConfig
+from inkstone.text.normalize import normalize
 from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "dialogue": "chat"}  # fmt: skip
+         "question_answering": "answer", "dialogue": "chat"}  # fmt: skip
 
 
 class TaskMethods:
@@ -93,6 +95,28 @@ class TaskMethods:
         if all(isinstance(word, str) for word in sentence):
             return self._predict("tagging", [tagging.Example(tuple(sentence))])[0]
         return self._predict("tagging", [tagging.Example(tuple(words)) for words in sentence])
+
+    @overload
+    def answer(self, question: str, context: str) -> Answer: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def answer(self, question: Sequence[str], context: Sequence[str]) -> list[Answer]: ...
+
+    def answer(self, question: Any, context: Any) -> Any:
+        """The answer to one question, or to several, each out of a text.
+
+        Args:
+            question: A question or a list of questions.
+            context: The text that holds the answer, or as many texts; of any length.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        make = question_answering.Example
+        if isinstance(question, str):
+            return self._predict("question_answering", [make(question, normalize(context))])[0]
+        pairs = zip(question, context, strict=True)
+        return self._predict("question_answering", [make(q, normalize(c)) for q, c in pairs])
 
     @overload
     def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]

@@ -326,6 +326,8 @@ def _by_number(label: str) -> tuple[int, int, str]:
 def _looks_like(setting: str, value: Any) -> bool:
     if setting in {"tokens_field", "tags_field"}:
         return isinstance(value, list)
+    if setting == "answers_field":
+        return isinstance(value, list | dict)
     if setting == "label_field":
         return isinstance(value, int | bool) or (isinstance(value, str) and len(value) < 40)
     return isinstance(value, str)
