@@ -11,7 +11,9 @@ from inkstone import device as devices
 from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.evaluation.objective import objective_of, score_texts
+from inkstone.inference.answering import CitedAnswer, answer_from
 from inkstone.inference.fill import Filled, fill_mask, write
+from inkstone.inference.grounding import Library
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
 from inkstone.tasks import classification, question_answering, tagging, translation
@@ -117,6 +119,25 @@ class TaskMethods:
             return self._predict("question_answering", [make(question, normalize(context))])[0]
         pairs = zip(question, context, strict=True)
         return self._predict("question_answering", [make(q, normalize(c)) for q, c in pairs])
+
+    def answer_from(
+        self, question: str, documents: str | Path | Library, *, top: int = 1
+    ) -> list[CitedAnswer]:
+        """Answers out of documents, best first, each with the passage that it stands in.
+
+        Args:
+            question: In words.
+            documents: A folder or file, indexed at every call; or an index of your own.
+            top: How many answers at most.
+
+        Raises:
+            UsageError: The model was trained for something else.
+            DataError: The documents cannot be read, or hold no text.
+        """
+        self._task("question_answering")
+        assert self.predictor is not None
+        library = documents if isinstance(documents, Library) else Library.open(documents)
+        return answer_from(self.predictor, library, normalize(question), top=top)
 
     @overload
     def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
