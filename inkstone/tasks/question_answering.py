@@ -132,7 +132,7 @@ class Task(_base.Task[Example, Answer]):
     """A question and a text to a span."""
 
     NAME = "question_answering"
-    UNIT = "boundary"
+    UNIT = "bound"
     HEADS: ClassVar = {"encoder": "span"}
     FIELDS = ("question_field", "context_field", "answers_field")
     config: Config
