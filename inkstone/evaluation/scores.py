@@ -18,6 +18,7 @@ import numpy.typing as npt
 from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.evaluation.metrics import spans
+from inkstone.text import rouge
 
 RESAMPLES = 1000
 Weights = npt.NDArray[np.float64]
@@ -223,6 +224,21 @@ def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> V
     return lambda w: float(w @ right) / max(1.0, float(w @ rated))
 
 
+# --- summaries -----------------------------------------------------------------------------------
+
+
+def _rouge(kind: str) -> Callable[[Any, Sequence[Any], Sequence[Any]], Valued]:
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        """Answers are tuples of texts: the one that was found, and all that are right."""
+        pairs = zip(found, given, strict=True)
+        each = np.array([rouge.best(kind, text, right) for (text,), right in pairs])
+        return lambda w: float(w @ each / w.sum())
+
+    return prepare
+
+
+_OF_SUMMARIES = " (F1, no stemming) with the nearest summary that is given, the mean"
+
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
@@ -232,6 +248,9 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
     "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
     "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
+    "rouge1": (f"words in common{_OF_SUMMARIES}", _rouge("rouge1")),
+    "rouge2": (f"pairs of words in common{_OF_SUMMARIES}", _rouge("rouge2")),
+    "rougeL": (f"longest common subsequence of words{_OF_SUMMARIES}", _rouge("rougeL")),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 
