@@ -243,7 +243,7 @@ class TaskMethods:
         """The model's task, if it is one of these, or any where none is named."""
         task = None if self.predictor is None else self.predictor.task
         if task is None or (names and task.NAME not in names):
-            trained = "continue text" if task is None else f"do {task.NAME}"
+            trained = "continue text" if task is None else f"do {task.NAME.replace('_', ' ')}"
             verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
             if task is None and self.objective is not None:
                 trained, verb = "fill in what is hidden", "fill_mask"

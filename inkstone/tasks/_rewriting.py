@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from inkstone.config import Section
-from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
+from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
 from inkstone.tasks._base import Row, Rows
 from inkstone.tasks._batch import TokenBatch, pad
@@ -93,10 +93,10 @@ class Rewriting(_base.Task[E, P]):
         memory = model.encode(batch.source_ids, source_mask=batch.source_mask)
         input_ids = batch.input_ids.masked_fill(batch.input_ids == START, model.config.start_id)
         hidden = model.hidden(input_ids, memory, attention_mask=batch.attention_mask)
-        return chunked_cross_entropy(
-            hidden, model.head_weight, batch.targets, bias=model.head_bias,
-            label_smoothing=smoothing,
-        )  # fmt: skip
+        found: tuple[Tensor, int] = model.loss(
+            hidden, memory, batch.targets, label_smoothing=smoothing
+        )
+        return found
 
     def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         return self.decode(model, batch)

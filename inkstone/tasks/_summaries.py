@@ -22,9 +22,10 @@ from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value
 from inkstone.text.table import Record
 
-# Behind a mark that ends a sentence, and behind a line; not before a small letter ("e.g. this").
+# Behind a mark that ends a sentence, or a line; not behind an initial or such a short word.
 _BREAK = re.compile(
-    r"(?<=[.!?…])[\"'”’)\]]{0,2}\s++(?![a-z])|(?<=[。！？])(?![。！？])[”’」』）]{0,2}\s*+|\n\s*+"
+    r"(?<=[.!?…])(?<!\b[^\W\d_]\.)(?<!\b(?:al|cf|vs|Dr|Eq|Mr|Ms)\.)(?<!\b(?:etc|Fig|Mrs)\.)"
+    r"[\"'”’)\]]{0,2}\s++|(?<=[。！？])(?![。！？])[”’」』）]{0,2}\s*+|\n\s*+"
 )
 _UNSPACED = tuple("。！？”’」』）")
 
@@ -119,11 +120,11 @@ class Summarizing(_base.Task[Example, Summary]):
 
     def _listed(self, record: Record, setting: str, value: Sequence[Any]) -> list[str]:
         """The texts of a list that are not empty."""
-        wrong = next((x for x in value if not isinstance(x, str)), None)
-        if wrong is not None:
+        wrong = [kind_of_value(x) for x in value if not isinstance(x, str)]
+        if wrong:
             raise DataError(
                 f"{record.place}: the list in field {getattr(self.config, setting)!r} holds "
-                f"{kind_of_value(wrong)}, not texts only",
+                f"{wrong[0]}, not texts only",
                 fix="write a text, or a list of texts",
             )
         return [text for x in value if (text := normalize(x).strip())]

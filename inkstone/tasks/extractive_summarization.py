@@ -94,7 +94,8 @@ class Task(_summaries.Summarizing):
         types, _ = pad([row["types"] for row in rows], 0)
         targets = torch.full_like(input_ids, IGNORE_INDEX)
         for number, row in enumerate(rows):
-            targets[number, np.asarray(row["firsts"])] = torch.as_tensor(row["labels"])
+            firsts, labels = (torch.tensor(row[x], dtype=torch.int64) for x in ("firsts", "labels"))
+            targets[number, firsts] = labels
         return TokenBatch(input_ids, targets, mask, types)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:

@@ -31,7 +31,8 @@ class Task(_summaries.Summarizing, _rewriting.Rewriting[Example, Summary]):
     config: Config
 
     def pair(self, example: Example) -> tuple[str, str]:
-        return example.text, "".join(example.summaries[:1])
+        """With a space before the first word, which then has the ids that it has elsewhere."""
+        return f" {example.text}", f" {''.join(example.summaries[:1])}"
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Summary:
         ids, score = outputs[0]
