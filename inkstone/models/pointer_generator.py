@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from inkstone.models import _base, transformer
 from inkstone.models._seq2seq import Memory
 from inkstone.models._weights import Weight
 from inkstone.nn.linear import Linear
-from inkstone.nn.loss import IGNORE_INDEX
+from inkstone.nn.loss import CHUNK_BYTES, IGNORE_INDEX
 
 KIND = "seq2seq"
 HF_MODEL_TYPES = ("inkstone_pointer_generator",)
@@ -84,15 +85,25 @@ class Model(transformer.Model):
     def loss(
         self, hidden: Tensor, memory: Memory, targets: Tensor, *, label_smoothing: float = 0.0
     ) -> tuple[Tensor, int]:
-        """As in the base class; only places with a target are scored."""
+        """As in the base class; the probabilities of a chunk of places are held at a time."""
         assert isinstance(memory, Source)
         counted = targets != IGNORE_INDEX
-        ids = memory.ids[:, None].expand(*targets.shape, -1)[counted]
-        log_p = self._mixed(hidden[counted], self._pointed(hidden, memory)[counted], ids)
-        total = F.cross_entropy(
-            log_p, targets[counted], reduction="sum", label_smoothing=label_smoothing
-        )
-        return total, len(log_p)
+        ids = memory.ids[:, None].expand(*targets.shape, -1)
+        every = hidden, self._pointed(hidden, memory), ids, targets
+        rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * self.config.vocab_size))
+        chunks = list(zip(*(x[counted].split(rows) for x in every), strict=True))
+        if len(chunks) == 1:
+            return self._nats(chunks[0], label_smoothing), int(counted.sum())
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for chunk in chunks:
+            total = total + checkpoint(self._nats, chunk, label_smoothing, use_reentrant=False)
+        return total, int(counted.sum())
+
+    def _nats(self, chunk: tuple[Tensor, ...], smoothing: float) -> Tensor:
+        """Sum of −ln P of targets: states [N, D], pointed [N, S], ids [N, S], targets [N]."""
+        hidden, pointed, ids, targets = chunk
+        log_p = self._mixed(hidden, pointed, ids)
+        return F.cross_entropy(log_p, targets, reduction="sum", label_smoothing=smoothing)
 
     def _pointed(self, hidden: Tensor, memory: Source) -> Tensor:
         """a: how much each place of the target points at each of the source, fp32 [B, T, S]."""

@@ -17,8 +17,7 @@ import inkstone as ink
 from inkstone import pipeline
 from inkstone.errors import DataError, UsageError
 from inkstone.evaluation import scores
-from inkstone.models.pointer_generator import Config as PointerConfig
-from inkstone.models.pointer_generator import Model as Pointer
+from inkstone.models import pointer_generator
 from inkstone.recipe import Recipe
 from inkstone.tasks import extractive_summarization as extractive
 from inkstone.tasks import summarization
@@ -212,9 +211,15 @@ def test_summaries_are_written(family: str, tmp_path: Path) -> None:
 # --- copying -------------------------------------------------------------------------------------
 
 
-def test_a_mixture_of_writing_and_copying_is_one_distribution() -> None:
+@pytest.mark.parametrize("chunk_bytes", [1 << 27, 3 * 4 * 40])
+def test_a_mixture_of_writing_and_copying_is_one_distribution(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pointer_generator.CHUNK_BYTES, "cpu", chunk_bytes)
     torch.manual_seed(0)
-    model = Pointer(PointerConfig(vocab_size=40, max_seq_len=16, d_model=16, n_layers=1, n_heads=2))
+    model = pointer_generator.Model(
+        pointer_generator.Config(vocab_size=40, max_seq_len=16, d_model=16, n_layers=1, n_heads=2)
+    )
     model.eval()
     source, ids = torch.randint(3, 40, (2, 7)), torch.randint(3, 40, (2, 5))
     mask = torch.ones(2, 7, dtype=torch.bool)
@@ -237,16 +242,22 @@ def test_a_mixture_of_writing_and_copying_is_one_distribution() -> None:
             p.log().flatten(0, 1), targets.flatten(), reduction="sum", label_smoothing=smoothing
         )
         torch.testing.assert_close(total, wanted)
+        for mine, right in zip(
+            torch.autograd.grad(total, [model.embed.weight, model.gate.weight], retain_graph=True),
+            torch.autograd.grad(wanted, [model.embed.weight, model.gate.weight], retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
         assert count == int((targets >= 0).sum())
 
 
 def test_words_that_were_never_written_are_copied() -> None:
     """What is copied at test time has never been a target in training."""
     torch.manual_seed(0)
-    config = PointerConfig(
+    config = pointer_generator.Config(
         vocab_size=60, max_seq_len=8, d_model=32, n_layers=1, n_heads=2, dropout=0.0, pre_norm=True
     )
-    model = Pointer(config)
+    model = pointer_generator.Model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     start = torch.zeros(64, 1, dtype=torch.long)
     for _ in range(400):
