@@ -3,9 +3,10 @@
 Each sentence gets a probability of belonging to the summary. To learn from, the sentences are
 chosen that come closest to the summary that is given: greedily, one after another, as long as ROUGE
 rises (Nallapati et al. 2017, "SummaRuNNer", section 3.1). An encoder reads [CLS] sentence [SEP]
-[CLS] sentence [SEP] …, and a sentence is scored at its own [CLS], with every second one marked as a
-second text (Liu and Lapata 2019, "Text Summarization with Pretrained Encoders", section 3.1). A
-fitted model (bag of words) reads each sentence by itself, with words that say where it stands.
+[CLS] sentence [SEP] …, and a sentence is scored at its own [CLS] (Liu and Lapata 2019, "Text
+Summarization with Pretrained Encoders", section 3.1; every second sentence is marked as a second
+text there, which not every family can read). A fitted model (bag of words) reads each sentence by
+itself, with words that say where it stands.
 
 Of the likeliest sentences one is passed over that repeats three words in a row of those before it
 (the same, section 3.1, after Paulus et al. 2017).
@@ -81,22 +82,20 @@ class Task(_summaries.Summarizing):
         for place, piece in enumerate(pieces):
             framed = codec.one(piece)
             if not rows or len(rows[-1]["ids"]) + len(framed) > codec.max_length:
-                rows.append({"ids": [], "types": [], "firsts": [], "labels": []})
+                rows.append({"ids": [], "firsts": [], "labels": []})
             row = rows[-1]
             row["firsts"].append(len(row["ids"]))
             row["ids"] += framed
-            row["types"] += [place % 2] * len(framed)
             row["labels"].append(labels[place] if labels else IGNORE_INDEX)
         return rows
 
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
-        types, _ = pad([row["types"] for row in rows], 0)
         targets = torch.full_like(input_ids, IGNORE_INDEX)
         for number, row in enumerate(rows):
             firsts, labels = (torch.tensor(row[x], dtype=torch.int64) for x in ("firsts", "labels"))
             targets[number, firsts] = labels
-        return TokenBatch(input_ids, targets, mask, types)
+        return TokenBatch(input_ids, targets, mask)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
         scores = model(**batch.inputs).float().flatten(0, 1)

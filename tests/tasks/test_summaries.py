@@ -146,7 +146,6 @@ def test_a_row_holds_whole_sentences_each_with_its_own_start(
     batch = task.collate(rows, codec.pad_id)
     assert batch.n_targets == len(sentences) == int((batch.input_ids == codec.start_id).sum())
     assert (batch.input_ids[batch.targets >= 0] == codec.start_id).all()
-    assert batch.token_types is not None and set(batch.token_types.unique().tolist()) == {0, 1}
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def write(folder: Path, count: int = 80) -> str:
     return str(folder / "rows.jsonl")
 
 
-@pytest.mark.parametrize("family", ["bag_of_words", "bert", "bilstm"])
+@pytest.mark.parametrize("family", ["bag_of_words", "roberta", "bilstm"])
 def test_the_sentence_that_matters_is_found(family: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "data": {"path": (write(tmp_path),)},
