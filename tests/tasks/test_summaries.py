@@ -162,7 +162,7 @@ def write(folder: Path, count: int = 80) -> str:
     return str(folder / "rows.jsonl")
 
 
-@pytest.mark.parametrize("family", ["bag_of_words", "roberta", "bilstm"])
+@pytest.mark.parametrize("family", ["bag_of_words", "bert", "bilstm"])
 def test_the_sentence_that_matters_is_found(family: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "data": {"path": (write(tmp_path),)},
