@@ -46,7 +46,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with `texts/`, labelled `news/`, …, for a page's commands."""
+    """A place with `texts/` and the tables of `news/`, `captions/`, …, for a page's commands."""
     (tmp_path / "texts").mkdir()
     for number in range(30):
         text = f"Document {number} tells of the number {number * number}. " * 20
@@ -63,7 +63,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
         for n in range(40)
     ]
-    for name, rows in (("news", news), ("captions", captions), ("questions", questions)):
+    mails = [
+        {"text": f"Dear all. We meet at {n}. Bring cake.", "summary": f"We meet at {n}"}
+        for n in range(40)
+    ]
+    tables = {"news": news, "captions": captions, "questions": questions, "mails": mails}
+    for name, rows in tables.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)

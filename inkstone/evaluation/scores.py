@@ -19,6 +19,7 @@ from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.evaluation.metrics import spans
 from inkstone.tasks._answers import is_exact, overlap
+from inkstone.text import rouge
 
 RESAMPLES = 1000
 Weights = npt.NDArray[np.float64]
@@ -237,6 +238,21 @@ def _of_each(value: Callable[[str, Sequence[str]], float]) -> Callable[..., Valu
     return prepare
 
 
+# --- summaries -----------------------------------------------------------------------------------
+
+
+def _rouge(kind: str) -> Callable[[Any, Sequence[Any], Sequence[Any]], Valued]:
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        """Answers are tuples of texts: the one that was found, and all that are right."""
+        pairs = zip(found, given, strict=True)
+        each = np.array([rouge.best(kind, text, right) for (text,), right in pairs])
+        return lambda w: float(w @ each / w.sum())
+
+    return prepare
+
+
+_OF_SUMMARIES = " (F1, no stemming) with the nearest summary that is given, the mean"
+
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
@@ -258,6 +274,9 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
         "share of questions rightly answered or left without an answer",
         _of_each(lambda found, given: bool(found) == bool(given)),
     ),
+    "rouge1": (f"words in common{_OF_SUMMARIES}", _rouge("rouge1")),
+    "rouge2": (f"pairs of words in common{_OF_SUMMARIES}", _rouge("rouge2")),
+    "rougeL": (f"longest common subsequence of words{_OF_SUMMARIES}", _rouge("rougeL")),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 

@@ -322,7 +322,7 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
 
 def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
     """Train or fit, then score and save."""
-    recipe, task, observer = prepared.recipe, prepared.task, session.observer
+    task, observer = prepared.task, session.observer
     observer.unit = f"{task.UNIT}s"
     observer.stage("train")
     started = time.monotonic()

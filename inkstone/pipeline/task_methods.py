@@ -18,6 +18,7 @@ from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
 from inkstone.tasks import classification, question_answering, tagging, translation
 from inkstone.tasks._base import Task
+from inkstone.tasks._summaries import Summary
 from inkstone.tasks.classification import Classification
 from inkstone.tasks.question_answering import Answer
 from inkstone.tasks.tagging import Tagging
@@ -28,7 +29,8 @@ from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "question_answering": "answer", "dialogue": "chat"}  # fmt: skip
+         "question_answering": "answer", "dialogue": "chat", "summarization": "summarize",
+         "extractive_summarization": "summarize"}  # fmt: skip
 
 
 class TaskMethods:
@@ -156,6 +158,23 @@ class TaskMethods:
         return self._predict("translation", [translation.Example(x) for x in text])
 
     @overload
+    def summarize(self, text: str) -> Summary: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def summarize(self, text: Sequence[str]) -> list[Summary]: ...
+
+    def summarize(self, text: Any) -> Any:
+        """What one text, or each of several, comes to.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        task = self._task("summarization", "extractive_summarization")
+        texts = [text] if isinstance(text, str) else text
+        found = self._predict(task.NAME, [task.example(x) for x in texts])
+        return found[0] if isinstance(text, str) else found
+
+    @overload
     def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
 
     @overload
@@ -265,10 +284,11 @@ class TaskMethods:
         finally:
             self.model.compute_dtype = before
 
-    def _task(self, name: str | None = None) -> Task[Any, Any]:
+    def _task(self, *names: str) -> Task[Any, Any]:
+        """The model's task, if it is one of these, or any where none is named."""
         task = None if self.predictor is None else self.predictor.task
-        if task is None or (name not in (None, task.NAME)):
-            trained = "continue text" if task is None else f"do {task.NAME}"
+        if task is None or (names and task.NAME not in names):
+            trained = "continue text" if task is None else f"do {task.NAME.replace('_', ' ')}"
             verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
             if task is None and self.objective is not None:
                 trained, verb = "fill in what is hidden", "fill_mask"
