@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from inkstone.errors import DataError
+from inkstone.nn.pooling import Mode
 from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
@@ -149,6 +150,11 @@ class Task(ABC, Generic[E, P]):
     def predict(self, example: E, outputs: Sequence[Any]) -> P:
         """The answer, out of the outputs of all rows of an example."""
 
+    @property
+    def pooling(self) -> Mode | None:
+        """How the states of a text's tokens become its vector, of a task that makes vectors."""
+        return None
+
     # --- how it is judged ------------------------------------------------------------------------
 
     @property
@@ -167,6 +173,15 @@ class Task(ABC, Generic[E, P]):
     @abstractmethod
     def mistake(self, example: E, prediction: P) -> Mistake | None:
         """What is wrong with a prediction; None when nothing is."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether its scores on held-out examples are taken during training, not the loss alone."""
+        return bool(self.labels)
+
+    def settle(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Answers in their last form, of a task that needs all of them to say what each is."""
+        return list(found)
 
     def units(self, answer: Any) -> list[frozenset[str]]:
         """The labels of each thing that is labelled, of an answer as `found` gives it."""
