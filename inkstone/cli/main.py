@@ -28,6 +28,7 @@ from inkstone.cli import (
     recipes,
     report,
     run,
+    search,
     train,
     vectors,
 )
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (demo, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
+COMMANDS = (demo, train, generate, chat, run, search, eval, report, load, import_, recipes, doctor)
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)

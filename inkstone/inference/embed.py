@@ -6,6 +6,7 @@ T columns, N texts, D d_model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -19,11 +20,11 @@ import torch
 
 from inkstone import __version__
 from inkstone.errors import CheckpointError, UsageError
-from inkstone.files import parse_json, read_json, write_json
+from inkstone.files import parse_json, read_json, sha256, write_json
 from inkstone.nn.pooling import MODES, Mode, pool
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["BATCH_SIZE", "MODES", "Mode", "Pooling", "embed", "pool"]
+__all__ = ["BATCH_SIZE", "MODES", "Embedder", "Mode", "Pooling", "embed", "pool"]
 
 _FLAGS: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -118,6 +119,42 @@ class Pooling:
             "similarity_fn_name": "cosine",
         }
         write_json(folder / "config_sentence_transformers.json", about)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What turns texts into vectors, and by what other vectors of the same make are known.
+
+    Attributes:
+        model: Of `KIND` "encoder".
+        tokenizer: Its own.
+        pooling: How the states of the tokens become one vector.
+        fingerprint: Equal for equal weights, tokenizer and pooling.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    pooling: Pooling
+    fingerprint: str
+
+    @classmethod
+    def of(cls, folder: Path, model: Any, tokenizer: Tokenizer) -> Embedder:
+        """Of an opened folder.
+
+        Raises:
+            CheckpointError: How it pools is not known here.
+        """
+        used = ("*.safetensors", "config.json", "*token*.json", "*sent*_*.json", "*/config.json")
+        paths = sorted({path for pattern in used for path in folder.glob(pattern)})
+        hashes = [[path.relative_to(folder).as_posix(), sha256(path)] for path in paths]
+        digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        return cls(model, tokenizer, Pooling.read(folder), digest)
+
+    def __call__(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """[N, D]; as `embed`."""
+        return embed(self.model, self.tokenizer, texts, self.pooling, progress=progress)
 
 
 @torch.inference_mode()
