@@ -236,7 +236,8 @@ def _choose_tokenizer(
         plan.choices.append(
             Choice("tokenizer.kind", wanted, reason if wanted == "wordpiece" else "any text")
         )
-        folded = wanted == "wordpiece" and examples.task.NAME == "classification"
+        tasks = ("classification", "similarity")
+        folded = wanted == "wordpiece" and examples.task.NAME in tasks
         if folded and "lowercase" not in given:
             reason = "few examples: a word is the same word in capitals"
             plan.choices.append(Choice("tokenizer.lowercase", True, reason))

@@ -24,6 +24,7 @@ from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value, listed, text_of
 from inkstone.text.table import Record
+from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 MAX_LABELS = 10_000
@@ -85,6 +86,11 @@ class Task(ABC, Generic[E, P]):
         self.counts = dict(counts or {})
         self.alphabet = characters
         self._character_ids = {c: i for i, c in enumerate(characters, UNKNOWN_CHARACTER + 1)}
+
+    @staticmethod
+    def roles(kind: str) -> Roles | None:
+        """What a new tokenizer of this kind has for control tokens; None: the usual ones."""
+        return None
 
     # --- what an example looks like --------------------------------------------------------------
 

@@ -45,6 +45,7 @@ from inkstone.text.bm25 import BM25
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value
 from inkstone.text.table import Record
+from inkstone.tokenizers.roles import BERT, ROBERTA, Roles
 
 FAMILY = "bert"  # where the recipe names none
 RANKED_AT_ONCE = 1024  # texts whose candidates are compared together
@@ -146,6 +147,10 @@ class Task(_base.Task[Example, Similarity]):
     FIELDS = ("text_field", "pair_field")
     LENGTHS = ("ids", "pair")
     config: Config
+
+    @staticmethod
+    def roles(kind: str) -> Roles | None:
+        return BERT if kind == "wordpiece" else ROBERTA  # with a frame that others put on too
 
     @property
     def scored(self) -> bool:
