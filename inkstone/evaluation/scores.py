@@ -81,7 +81,7 @@ def score(
     """
     if not len(given):
         raise DataError("there are no examples to score")
-    found = task.settle(found, given)
+    found = task.among(found, given)
     result = []
     draws = [_draw(len(given), seed, i) for i in range(resamples)]
     for name in task.metrics:
@@ -101,7 +101,7 @@ def score(
 
 def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
     """The scores alone, quickly: for looks during training. Those that need a text are left out."""
-    ones, found = np.ones(len(given)), task.settle(found, given)
+    ones, found = np.ones(len(given)), task.among(found, given)
     prepared = {n: METRICS[n][1](task, found, given) for n in task.metrics if n in METRICS}
     return {name: value(ones) for name, value in prepared.items() if value is not None}
 

@@ -185,7 +185,7 @@ class Task(ABC, Generic[E, P]):
         """Whether its scores on held-out examples are taken during training, not the loss alone."""
         return bool(self.labels)
 
-    def settle(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    def among(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         """Answers in their last form, of a task that needs all of them to say what each is."""
         return list(found)
 

@@ -313,7 +313,7 @@ class Task(_base.Task[Example, Similarity]):
     def found(self, prediction: Similarity) -> Any:
         return prediction.score if self.scored else (prediction.vector, prediction.pair)
 
-    def settle(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    def among(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         """Of pairs without scores: the place of the right candidate among all, from 1."""
         if self.scored or isinstance(found[0], int):
             return list(found)
