@@ -18,6 +18,7 @@ import numpy.typing as npt
 from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.evaluation.metrics import spans
+from inkstone.tasks._answers import is_exact, overlap
 
 RESAMPLES = 1000
 Weights = npt.NDArray[np.float64]
@@ -256,6 +257,19 @@ def _spearman(task: Any, found: Sequence[float], given: Sequence[float]) -> Valu
     return value
 
 
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _of_each(value: Callable[[str, Sequence[str]], float]) -> Callable[..., Valued]:
+    """The mean of what each found answer is worth beside the right ones."""
+
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        worth = np.array([value(f, g) for f, g in zip(found, given, strict=True)], np.float64)
+        return lambda w: float(w @ worth / w.sum())
+
+    return prepare
+
+
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
@@ -269,6 +283,18 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "recall_at_1": ("share of texts whose right candidate comes first", _recall_at(1)),
     "recall_at_10": ("share of texts whose right candidate is among the first 10", _recall_at(10)),
     "spearman": ("rank correlation of cosine and score, ties at their mean rank", _spearman),
+    "answer_f1": (
+        "mean F1 of words with the nearest right answer, as SQuAD's script",
+        _of_each(overlap),
+    ),
+    "answer_exact": (
+        "share of answers with the words of a right one, as SQuAD's script",
+        _of_each(is_exact),
+    ),
+    "answerable_accuracy": (
+        "share of questions rightly answered or left without an answer",
+        _of_each(lambda found, given: bool(found) == bool(given)),
+    ),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 

@@ -7,7 +7,7 @@ others are trained by the same loop as language models.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ from inkstone.training.loop import Trainer, TrainingResult
 
 BEST = "best_by"  # the score that picks the best checkpoint: the task's own, less a little loss
 TIE = 1e-6
+FOLDS = 4  # of the examples, where a fitted model's threshold is chosen
 TOKENIZER_KIND = {"encoder": "wordpiece", "seq2seq": "bpe"}
 
 
@@ -262,7 +263,9 @@ def _fixed(prepared: Prepared) -> dict[str, Any]:
     fixed: dict[str, Any] = {} if prepared.pretrained else {"vocab_size": tokenizer.vocab_size}
     head = task.HEADS[prepared.kind]
     if head:
-        fixed |= {"head": head} | ({"n_labels": len(task.labels)} if task.labels else {})
+        fixed["head"] = head
+    if head and task.labels:
+        fixed["n_labels"] = len(task.labels)
     if task.alphabet:
         fixed["char_vocab_size"] = len(task.alphabet) + 2
     family = registry.load("models", prepared.recipe.model.family)
@@ -321,14 +324,15 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
 
 def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
     """Train or fit, then score and save."""
-    recipe, task, observer = prepared.recipe, prepared.task, session.observer
+    task, observer = prepared.task, session.observer
     observer.unit = f"{task.UNIT}s"
     observer.stage("train")
     started = time.monotonic()
     if prepared.kind in FITTED:
-        module = registry.load("models", recipe.model.family)
-        model = module.Model(module.Config(**recipe.model.fields))
-        task.fit(model, list(prepared.examples.part("train")))
+        examples = list(prepared.examples.part("train"))
+        if task.unsettled:
+            _settle(task, _unseen(prepared, examples), observer)
+        model = _fit(prepared, examples)
         seconds = time.monotonic() - started
         predictor = Predictor(task, model, prepared.kind)
         observer.stage_done("train", f"fitted to {prepared.examples.counts['train']:,}", seconds)
@@ -336,8 +340,34 @@ def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
     else:
         trained, predictor = _train(prepared, session)
         observer.training_ended()
+        if task.unsettled and prepared.examples.counts["valid"]:
+            _settle(task, predictor(prepared.examples.part("valid")), observer)
         observer.stage_done("train", _summary(trained, task), time.monotonic() - started)
     return finish(prepared, session, predictor, trained, time.monotonic() - started)
+
+
+def _fit(prepared: Prepared, examples: Sequence[Any]) -> Any:
+    """A model of a family that is fitted at once."""
+    module = registry.load("models", prepared.recipe.model.family)
+    model = module.Model(module.Config(**prepared.recipe.model.fields))
+    prepared.task.fit(model, examples)
+    return model
+
+
+def _unseen(prepared: Prepared, examples: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each example, and what a model that was fitted to other parts of them says of it."""
+    for number in range(FOLDS):
+        part = examples[number::FOLDS]
+        others = [e for i, e in enumerate(examples) if i % FOLDS != number]
+        yield from zip(part, prepared.task.apply(_fit(prepared, others), part), strict=True)
+
+
+def _settle(task: Task[Any, Any], unseen: Iterable[tuple[Any, Any]], observer: Observer) -> None:
+    """Choose what needs predictions of examples that were not trained on."""
+    given, found = zip(*unseen, strict=True)
+    line = task.settle(given, found)
+    if line is not None:
+        observer.note(line)
 
 
 def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predictor[Any, Any]]:

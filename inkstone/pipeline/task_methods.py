@@ -11,20 +11,24 @@ from inkstone import device as devices
 from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.evaluation.objective import objective_of, score_texts
+from inkstone.inference.answering import CitedAnswer, answer_from
 from inkstone.inference.fill import Filled, fill_mask, write
+from inkstone.inference.grounding import Library
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
-from inkstone.tasks import classification, tagging, translation
+from inkstone.tasks import classification, question_answering, tagging, translation
 from inkstone.tasks._base import Task
 from inkstone.tasks.classification import Classification
+from inkstone.tasks.question_answering import Answer
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
 from inkstone.text.config import TextConfig
+from inkstone.text.normalize import normalize
 from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "dialogue": "chat", "similarity": "embed"}  # fmt: skip
+         "question_answering": "answer", "dialogue": "chat", "similarity": "embed"}  # fmt: skip
 
 
 class TaskMethods:
@@ -93,6 +97,47 @@ class TaskMethods:
         if all(isinstance(word, str) for word in sentence):
             return self._predict("tagging", [tagging.Example(tuple(sentence))])[0]
         return self._predict("tagging", [tagging.Example(tuple(words)) for words in sentence])
+
+    @overload
+    def answer(self, question: str, context: str) -> Answer: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def answer(self, question: Sequence[str], context: Sequence[str]) -> list[Answer]: ...
+
+    def answer(self, question: Any, context: Any) -> Any:
+        """The answer to one question, or to several, each out of a text.
+
+        Args:
+            question: A question or a list of questions.
+            context: The text that holds the answer, or as many texts; of any length.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        make = question_answering.Example
+        if isinstance(question, str):
+            return self._predict("question_answering", [make(question, normalize(context))])[0]
+        pairs = zip(question, context, strict=True)
+        return self._predict("question_answering", [make(q, normalize(c)) for q, c in pairs])
+
+    def answer_from(
+        self, question: str, documents: str | Path | Library, *, top: int = 1
+    ) -> list[CitedAnswer]:
+        """Answers out of documents, best first, each with the passage that it stands in.
+
+        Args:
+            question: In words.
+            documents: A folder or file, indexed at every call; or an index of your own.
+            top: How many answers at most.
+
+        Raises:
+            UsageError: The model was trained for something else.
+            DataError: The documents cannot be read, or hold no text.
+        """
+        self._task("question_answering")
+        assert self.predictor is not None
+        library = documents if isinstance(documents, Library) else Library.open(documents)
+        return answer_from(self.predictor, library, normalize(question), top=top)
 
     @overload
     def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]

@@ -204,6 +204,17 @@ class Task(ABC, Generic[E, P]):
         top = max(self.counts, key=lambda label: (self.counts[label], label))
         return f"always {top!r}", [self.always(top, example) for example in examples]
 
+    # --- what can only be chosen when a model is there -------------------------------------------
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has something to choose."""
+        return False
+
+    def settle(self, examples: Sequence[E], predictions: Sequence[P]) -> str | None:
+        """Choose, from predictions of examples that were not trained on; a line about it."""
+        return None
+
     # --- models that are fitted at once, not trained step by step --------------------------------
 
     def fit(self, model: Any, examples: Sequence[E]) -> None:
@@ -347,6 +358,8 @@ def _by_number(label: str) -> tuple[int, int, str]:
 def _looks_like(setting: str, value: Any) -> bool:
     if setting in {"tokens_field", "tags_field"}:
         return isinstance(value, list)
+    if setting == "answers_field":
+        return isinstance(value, list | dict)
     if setting == "label_field":
         return isinstance(value, int | bool) or (isinstance(value, str) and len(value) < 40)
     return isinstance(value, str)
