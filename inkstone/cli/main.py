@@ -29,6 +29,7 @@ from inkstone.cli import (
     recipes,
     report,
     run,
+    search,
     train,
     vectors,
 )
@@ -42,7 +43,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (demo, train, generate, chat, run, answer, eval, report, load, import_, recipes, doctor)
+COMMANDS = (
+    demo, train, generate, chat, run, answer, search, eval, report, load, import_, recipes, doctor,
+)  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)

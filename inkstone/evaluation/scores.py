@@ -83,6 +83,7 @@ def score(
     """
     if not len(given):
         raise DataError("there are no examples to score")
+    found = task.among(found, given)
     result = []
     draws = [_draw(len(given), seed, i) for i in range(resamples)]
     for name in task.metrics:
@@ -102,7 +103,7 @@ def score(
 
 def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
     """The scores alone, quickly: for looks during training. Those that need a text are left out."""
-    ones = np.ones(len(given))
+    ones, found = np.ones(len(given)), task.among(found, given)
     prepared = {n: METRICS[n][1](task, found, given) for n in task.metrics if n in METRICS}
     return {name: value(ones) for name, value in prepared.items() if value is not None}
 
@@ -225,6 +226,38 @@ def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> V
     return lambda w: float(w @ right) / max(1.0, float(w @ rated))
 
 
+# --- texts that belong together ------------------------------------------------------------------
+
+
+def _recall_at(most: int) -> Callable[..., Valued]:
+    def prepare(task: Any, found: Sequence[int], given: Sequence[Any]) -> Valued:
+        hit = (np.array(found) <= most).astype(np.float64)
+        return lambda w: float(w @ hit / w.sum())
+
+    return prepare
+
+
+def _mrr_at_10(task: Any, found: Sequence[int], given: Sequence[Any]) -> Valued:
+    places = np.array(found, np.float64)
+    part = np.where(places <= 10, 1 / places, 0.0)
+    return lambda w: float(w @ part / w.sum())
+
+
+def _spearman(task: Any, found: Sequence[float], given: Sequence[float]) -> Valued:
+    columns = [np.unique(np.array(x, np.float64), return_inverse=True)[1] for x in (found, given)]
+
+    def value(w: Weights) -> float:
+        ranks = []
+        for column in columns:  # equal values share the mean of their ranks
+            counts = np.bincount(column, w)
+            ranks.append((counts.cumsum() - (counts - 1) / 2)[column])
+        a, b = (rank - w @ rank / w.sum() for rank in ranks)
+        spread = math.sqrt(float(w @ (a * a)) * float(w @ (b * b)))
+        return float(w @ (a * b)) / spread if spread else 0.0
+
+    return value
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
@@ -262,6 +295,10 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
     "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
     "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
+    "mrr_at_10": ("mean of 1 / place of the right candidate, 0 beyond the tenth", _mrr_at_10),
+    "recall_at_1": ("share of texts whose right candidate comes first", _recall_at(1)),
+    "recall_at_10": ("share of texts whose right candidate is among the first 10", _recall_at(10)),
+    "spearman": ("rank correlation of cosine and score, ties at their mean rank", _spearman),
     "answer_f1": (
         "mean F1 of words with the nearest right answer, as SQuAD's script",
         _of_each(overlap),

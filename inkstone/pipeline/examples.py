@@ -23,6 +23,7 @@ from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
 from inkstone.evaluation import scores
 from inkstone.files import sha256
+from inkstone.inference.embed import Pooling
 from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
 from inkstone.models._base import adopt
 from inkstone.pipeline import embeddings, folder
@@ -236,7 +237,8 @@ def _choose_tokenizer(
         plan.choices.append(
             Choice("tokenizer.kind", wanted, reason if wanted == "wordpiece" else "any text")
         )
-        folded = wanted == "wordpiece" and examples.task.NAME == "classification"
+        tasks = ("classification", "similarity")
+        folded = wanted == "wordpiece" and examples.task.NAME in tasks
         if folded and "lowercase" not in given:
             reason = "few examples: a word is the same word in capitals"
             plan.choices.append(Choice("tokenizer.lowercase", True, reason))
@@ -381,13 +383,13 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
     info = provenance(prepared, length)
-    higher = bool(task.labels)
+    higher = task.watched
     trainer = Trainer(
         model,
         _stream(prepared, training.model_dump()),
         training,
         session.run,
-        save_model=lambda out: save_model(out, model, tokenizer, info=info),
+        save_model=lambda out: save(out, prepared, model, info),
         evaluate=_looker(prepared, model, length),
         best_by=BEST if higher else "nats_per_token",
         higher_is_better=higher,
@@ -428,10 +430,10 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
                 batch = task.collate(part, codec.pad_id).to(model.device)
                 total, count = look(model, batch)
                 nats, targets = nats + float(total), targets + count
-                if task.labels:
+                if task.watched:
                     outputs += task.outputs(model, batch, part)
         result = {"nats_per_token": nats / max(1, targets)}
-        if task.labels:
+        if task.watched:
             left = iter(outputs)
             found = [task.predict(e, [next(left) for _ in own]) for e, own in held]
             given = [task.given(example) for example, _ in held]
@@ -441,6 +443,14 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
         return result
 
     return score
+
+
+def save(out: Path, prepared: Prepared, model: Any, info: dict[str, Any]) -> None:
+    """Write a model folder; where its task makes vectors, with how."""
+    save_model(out, model, prepared.tokenizer, info=info)
+    if prepared.task.pooling is not None:
+        pooling = Pooling(prepared.task.pooling, normalize=True, max_tokens=info["max_length"])
+        pooling.write(out, model.config.d_model)
 
 
 def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
@@ -463,7 +473,7 @@ def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
 
 
 def _summary(result: TrainingResult, task: Task[Any, Any]) -> str:
-    name = task.metrics[0] if task.labels else "nats_per_token"
+    name = task.metrics[0] if task.watched else "nats_per_token"
     best = (
         f"; best held-out {name.replace('_', ' ')} {result.best_score:.4f} "
         f"at step {result.best_step:,}"

@@ -30,7 +30,7 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
          "question_answering": "answer", "dialogue": "chat", "summarization": "summarize",
-         "extractive_summarization": "summarize"}  # fmt: skip
+         "extractive_summarization": "summarize", "similarity": "embed"}  # fmt: skip
 
 
 class TaskMethods:

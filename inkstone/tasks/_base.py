@@ -18,11 +18,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from inkstone.errors import DataError
+from inkstone.nn.pooling import Mode
 from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value, listed, text_of
 from inkstone.text.table import Record
+from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 MAX_LABELS = 10_000
@@ -84,6 +86,11 @@ class Task(ABC, Generic[E, P]):
         self.counts = dict(counts or {})
         self.alphabet = characters
         self._character_ids = {c: i for i, c in enumerate(characters, UNKNOWN_CHARACTER + 1)}
+
+    @staticmethod
+    def roles(kind: str) -> Roles | None:
+        """What a new tokenizer of this kind has for control tokens; None: the usual ones."""
+        return None
 
     # --- what an example looks like --------------------------------------------------------------
 
@@ -149,6 +156,11 @@ class Task(ABC, Generic[E, P]):
     def predict(self, example: E, outputs: Sequence[Any]) -> P:
         """The answer, out of the outputs of all rows of an example."""
 
+    @property
+    def pooling(self) -> Mode | None:
+        """How the states of a text's tokens become its vector, of a task that makes vectors."""
+        return None
+
     # --- how it is judged ------------------------------------------------------------------------
 
     @property
@@ -167,6 +179,15 @@ class Task(ABC, Generic[E, P]):
     @abstractmethod
     def mistake(self, example: E, prediction: P) -> Mistake | None:
         """What is wrong with a prediction; None when nothing is."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether its scores on held-out examples are taken during training, not the loss alone."""
+        return bool(self.labels)
+
+    def among(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Answers in their last form, of a task that needs all of them to say what each is."""
+        return list(found)
 
     def units(self, answer: Any) -> list[frozenset[str]]:
         """The labels of each thing that is labelled, of an answer as `found` gives it."""
