@@ -62,7 +62,7 @@ def command(
     if model is None and vectors_only:
         raise UsageError("--vectors-only needs a model", fix="name an encoder before the documents")
     docs, query = words[-2:]
-    opened = _open(None if bm25_only else model, docs, index, field, device, quiet)
+    opened = open_index(None if bm25_only else model, docs, index, field, device, quiet)
     found = opened.search(query, top, by="meaning" if vectors_only else "both")
     if json:
         print(encoder.dumps([row(passage, query) for passage in found], ensure_ascii=False))
@@ -70,8 +70,13 @@ def command(
     show(found, query)
 
 
-def _open(
-    model: str | None, docs: str, folder: str | None, field: str, device: str, quiet: bool
+def open_index(
+    model: str | None,
+    docs: str,
+    folder: str | None = None,
+    field: str = "text",
+    device: str = "auto",
+    quiet: bool = False,
 ) -> Index:
     """The index, brought up to date, with progress on stderr."""
     import time

@@ -1,8 +1,8 @@
 """Answers to questions out of a folder of documents: look passages up, read them, cite.
 
-Retrieve and read, as Chen et al. 2017 ("Reading Wikipedia to Answer Open-Domain Questions"): BM25
-finds passages (`inference.grounding`), the model looks for an answer in each, and the passages
-compete by how far the best span of each is above "not here", which is comparable between texts
+Retrieve and read, as Chen et al. 2017 ("Reading Wikipedia to Answer Open-Domain Questions"): an
+index finds passages by words, and by meaning where it has an encoder (`inference.index`), the model
+looks for an answer in each, and the passages compete by how far the best span of each is above "not here", which is comparable between texts
 (Clark and Gardner 2018, section 3.2).
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inkstone.inference.grounding import Library, Passage
+from inkstone.inference.index import Index, Passage
 from inkstone.inference.predict import Predictor
 from inkstone.tasks.question_answering import Answer, Example
+from inkstone.text.normalize import normalize
 
 READ = 10  # passages that are read for a question
 
@@ -36,31 +37,32 @@ class CitedAnswer:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {**self.answer.to_dict(), "file": self.passage.file,
-                "passage": self.passage.number, "text": self.passage.text}  # fmt: skip
+        return {**self.answer.to_dict(), "source": self.passage.source,
+                "line": self.passage.line, "record": self.passage.record,
+                "text": self.passage.text}  # fmt: skip
 
 
 def answer_from(
-    predictor: Predictor[Any, Any], library: Library, question: str, *, top: int = 1
+    predictor: Predictor[Any, Any], index: Index, question: str, *, top: int = 1
 ) -> list[CitedAnswer]:
     """The best answers that some documents hold, best first, each from another passage.
 
     Args:
         predictor: Of a model that was trained for question answering.
-        library: The documents.
+        index: Of the documents.
         question: In words.
         top: How many answers at most.
 
     Returns:
-        Fewer, or none, where no passage shares a word with the question, or where the model was
+        Fewer, or none, where no passage is found, or where the model was
         trained on questions without an answer and finds none.
     """
-    found = library.search(question, READ)
-    examples = [Example(question, hit.passage.text) for hit in found]
+    found = index.search(question, READ)
+    examples = [Example(question, normalize(passage.text)) for passage in found]
     answers: Sequence[Answer] = [answer for _, answer in predictor(examples)]
     cited = [
-        CitedAnswer(answer, hit.passage)
-        for answer, hit in zip(answers, found, strict=True)
+        CitedAnswer(answer, passage)
+        for answer, passage in zip(answers, found, strict=True)
         if answer.text
     ]
     return sorted(cited, key=lambda one: -one.answer.margin)[:top]

@@ -12,8 +12,9 @@ from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.inference.answering import CitedAnswer, answer_from
+from inkstone.inference.embed import Embedder
 from inkstone.inference.fill import Filled, fill_mask, write
-from inkstone.inference.grounding import Library
+from inkstone.inference.index import Index
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
 from inkstone.tasks import classification, question_answering, tagging, translation
@@ -123,13 +124,20 @@ class TaskMethods:
         return self._predict("question_answering", [make(q, normalize(c)) for q, c in pairs])
 
     def answer_from(
-        self, question: str, documents: str | Path | Library, *, top: int = 1
+        self,
+        question: str,
+        documents: str | Path | Index,
+        *,
+        embedder: Embedder | None = None,
+        top: int = 1,
     ) -> list[CitedAnswer]:
         """Answers out of documents, best first, each with the passage that it stands in.
 
         Args:
             question: In words.
-            documents: A folder or file, indexed at every call; or an index of your own.
+            documents: A folder or file, or an index of your own. That of a folder is kept in the
+                user's cache; what has changed is read again.
+            embedder: Looks passages up by meaning too, where the documents are no index yet.
             top: How many answers at most.
 
         Raises:
@@ -138,8 +146,8 @@ class TaskMethods:
         """
         self._task("question_answering")
         assert self.predictor is not None
-        library = documents if isinstance(documents, Library) else Library.open(documents)
-        return answer_from(self.predictor, library, normalize(question), top=top)
+        index = documents if isinstance(documents, Index) else Index.open(documents, embedder)
+        return answer_from(self.predictor, index, normalize(question), top=top)
 
     @overload
     def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
