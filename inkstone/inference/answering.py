@@ -2,8 +2,8 @@
 
 Retrieve and read, as Chen et al. 2017 ("Reading Wikipedia to Answer Open-Domain Questions"): an
 index finds passages by words, and by meaning where it has an encoder (`inference.index`), the model
-looks for an answer in each, and the passages compete by how far the best span of each is above "not here", which is comparable between texts
-(Clark and Gardner 2018, section 3.2).
+looks for an answer in each, and the passages compete by how far the best span of each is above "not
+here", which is comparable between texts (Clark and Gardner 2018, section 3.2).
 """
 
 from __future__ import annotations
