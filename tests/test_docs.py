@@ -67,7 +67,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"text": f"Dear all. We meet at {n}. Bring cake.", "summary": f"We meet at {n}"}
         for n in range(40)
     ]
-    tables = {"news": news, "captions": captions, "questions": questions, "mails": mails}
+    sentences = [
+        {"tokens": ["Ada", "met", town, "."], "tags": ["B-PER", "O", "B-LOC", "O"]}
+        for town in ["Rome", "Oslo", "Lima", "Bern"] * 10
+    ]
+    tables = {
+        "sentences": sentences,
+        "news": news,
+        "captions": captions,
+        "questions": questions,
+        "mails": mails,
+    }
     for name, rows in tables.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
