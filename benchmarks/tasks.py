@@ -49,7 +49,7 @@ class Job:
 SEED = "training.seed"
 JOBS = {
     "IMDb": Job("imdb", "imdb-bow", "accuracy", 91.5),
-    "SMS spam": Job("sms-spam", "sms-bow", "f1", 97.0, ("task.positive=spam",)),
+    "SMS spam": Job("sms-spam", "sms-bow", "f1", 97.0, ("task.positive=1",)),
     "AG News": Job("ag-news", "agnews-bow", "accuracy", 88.0),
     "Chinese hotels": Job("chnsenticorp-htl", "chinese-bow", "accuracy", 90.0),
     "Chinese titles": Job(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from inkstone.config import Section
@@ -28,6 +28,7 @@ from inkstone.tasks._base import Mistake, Row, Rows, label_text
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec, Truncate
 from inkstone.text.normalize import normalize
+from inkstone.text.rows import listed
 from inkstone.text.table import Record
 
 FAMILY = "bert"  # where the recipe names none
@@ -60,6 +61,11 @@ class Config(Section):
     class_weights: Literal["none", "balanced"] = "none"
     truncate: Truncate = "end"
     positive: str | None = None
+
+    @field_validator("positive", mode="before")
+    @classmethod
+    def _as_label(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value  # labels 1 and "1" are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,20 @@ class Task(_base.Task[Example, Classification]):
 
     def answers(self, example: Example) -> Iterable[str]:
         return example.labels
+
+    def learn(self, examples: Iterable[Example]) -> _base.Task[Example, Classification]:
+        """As in the base class.
+
+        Raises:
+            DataError: Also where `positive` is none of the labels.
+        """
+        learned, wanted = super().learn(examples), self.config.positive
+        if wanted is not None and wanted not in learned.ids:
+            raise DataError(
+                f"task.positive is {wanted!r}, but the labels are {listed(learned.labels)}",
+                fix="name one of them",
+            )
+        return learned
 
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
         texts = codec.tokenizer.encode_batch([example.text for example in examples])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import inkstone as ink
 from inkstone import pipeline
-from inkstone.errors import InkstoneError
+from inkstone.errors import DataError, InkstoneError
 from inkstone.evaluation import scores
 from inkstone.recipe import Recipe
 from inkstone.tasks import classification as c
@@ -87,3 +87,10 @@ def test_a_run_chooses_its_threshold_and_remembers_it(family: str, tmp_path: Pat
 def test_what_is_no_threshold_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises((InkstoneError, ValueError)):
         c.Config(threshold=value)  # type: ignore[arg-type]
+
+
+def test_a_positive_label_that_is_none_is_named() -> None:
+    examples = [c.Example("x", (label,)) for label in ("0", "1", "0")]
+    assert c.Task(c.Config(positive=1)).learn(examples).positive == "1"  # type: ignore[arg-type, attr-defined]
+    with pytest.raises(DataError, match=r"task\.positive is 'spam', but the labels are '0', '1'"):
+        c.Task(c.Config(positive="spam")).learn(examples)
