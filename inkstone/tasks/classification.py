@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from inkstone.config import Section
@@ -32,6 +32,11 @@ from inkstone.text.rows import listed
 from inkstone.text.table import Record
 
 FAMILY = "bert"  # where the recipe names none
+
+
+def _as_label(value: Any) -> Any:
+    """1 and "1" are the same label."""
+    return str(value) if type(value) is int else value
 
 
 class Config(Section):
@@ -60,12 +65,7 @@ class Config(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
     class_weights: Literal["none", "balanced"] = "none"
     truncate: Truncate = "end"
-    positive: str | None = None
-
-    @field_validator("positive", mode="before")
-    @classmethod
-    def _as_label(cls, value: Any) -> Any:
-        return str(value) if type(value) is int else value  # labels 1 and "1" are the same
+    positive: Annotated[str | None, BeforeValidator(_as_label)] = None
 
 
 @dataclass(frozen=True, slots=True)
