@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from inkstone.errors import ModelError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base, _summaries
 from inkstone.tasks._base import Row, Rows
@@ -104,7 +105,7 @@ class Task(_summaries.Summarizing):
         return total, batch.n_targets
 
     def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
-        p = self._scores(model, batch).softmax(-1)[..., self.ids[CHOSEN]].cpu().numpy()
+        p = self._scores(model, batch).softmax(-1)[..., _chosen(self.labels)].cpu().numpy()
         return [p[number, : len(row["labels"])] for number, row in enumerate(rows)]
 
     def _scores(self, model: Any, batch: TokenBatch) -> Tensor:
@@ -125,7 +126,7 @@ class Task(_summaries.Summarizing):
 
     def apply(self, model: Any, examples: Sequence[Example]) -> list[Summary]:
         texts = [text for example in examples for text in placed(example)]
-        p = model.predict_probabilities(texts)[:, model.labels.index(CHOSEN)]
+        p = model.predict_probabilities(texts)[:, _chosen(model.labels)]
         ends = np.cumsum([len(example.sentences) for example in examples])
         parts = np.split(p, ends[:-1])
         return [self.choose(e, part.tolist()) for e, part in zip(examples, parts, strict=True)]
@@ -152,6 +153,13 @@ class Task(_summaries.Summarizing):
         chosen.sort()
         score = float(np.mean([p[i] for i in chosen]))
         return Summary(joined(example, chosen), score, tuple(chosen))
+
+
+def _chosen(labels: Sequence[Any]) -> int:
+    """The column of the chosen; what a folder holds may be somebody else's."""
+    if CHOSEN not in labels:
+        raise ModelError(f"a model that chooses sentences has the label {CHOSEN!r}; this has none")
+    return list(labels).index(CHOSEN)
 
 
 def joined(example: Example, places: Iterable[int]) -> str:
