@@ -22,14 +22,16 @@ class TokenBatch:
 
     Attributes:
         input_ids: [B, T] int64.
-        targets: What is to be predicted: [B] one label an example, [B, T] one a token
-            (IGNORE_INDEX where there is none), or float [B, L] which of L labels hold.
+        targets: What is to be predicted: [B] one label an example, [B, T] one a token, [B, K] one a
+            part (IGNORE_INDEX where there is none), or float [B, L] which of L labels hold.
         attention_mask: [B, T] bool, False at padding; None where there is none.
         token_types: [B, T] 0 for a first text and 1 for a second; None where there is one text.
         source_ids: [B, S] what a decoder reads; None without one.
         source_mask: [B, S] bool.
         characters: [B, T, C] ids of each token's characters, 0 at padding; None where unused.
         candidates: [B, T] bool, places that an answer may begin or end at; None where unused.
+        parts: [B, T] which of K parts of its row a token belongs to, 0 at padding; None where rows
+            are of one piece.
     """
 
     input_ids: Tensor
@@ -40,6 +42,7 @@ class TokenBatch:
     source_mask: Tensor | None = None
     characters: Tensor | None = None
     candidates: Tensor | None = None
+    parts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

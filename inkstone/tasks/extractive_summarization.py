@@ -3,10 +3,11 @@
 Each sentence gets a probability of belonging to the summary. To learn from, the sentences are
 chosen that come closest to the summary that is given: greedily, one after another, as long as ROUGE
 rises (Nallapati et al. 2017, "SummaRuNNer", section 3.1). An encoder reads [CLS] sentence [SEP]
-[CLS] sentence [SEP] …, and a sentence is scored at its own [CLS] (Liu and Lapata 2019, "Text
-Summarization with Pretrained Encoders", section 3.1; every second sentence is marked as a second
-text there, which not every family can read). A fitted model (bag of words) reads each sentence by
-itself, with words that say where it stands.
+[CLS] sentence [SEP] … as one row (Liu and Lapata 2019, "Text Summarization with Pretrained
+Encoders", section 3.1). A sentence's score is the mean of its tokens' scores, not that of its [CLS]
+as there: a [CLS] has first to learn which words are its own, which takes more than a few thousand
+texts. A fitted model (bag of words) reads each sentence by itself, with words that say where it
+stands.
 
 Of the likeliest sentences one is passed over that repeats three words in a row of those before it
 (the same, section 3.1, after Paulus et al. 2017).
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from inkstone.errors import ModelError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base, _summaries
 from inkstone.tasks._base import Row, Rows
@@ -82,31 +84,36 @@ class Task(_summaries.Summarizing):
         for place, piece in enumerate(pieces):
             framed = codec.one(piece)
             if not rows or len(rows[-1]["ids"]) + len(framed) > codec.max_length:
-                rows.append({"ids": [], "firsts": [], "labels": []})
+                rows.append({"ids": [], "parts": [], "labels": []})
             row = rows[-1]
-            row["firsts"].append(len(row["ids"]))
             row["ids"] += framed
+            row["parts"] += [len(row["labels"]) + 1] * len(framed)
             row["labels"].append(labels[place] if labels else IGNORE_INDEX)
         return rows
 
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
-        targets = torch.full_like(input_ids, IGNORE_INDEX)
-        for number, row in enumerate(rows):
-            firsts, labels = (torch.tensor(row[x], dtype=torch.int64) for x in ("firsts", "labels"))
-            targets[number, firsts] = labels
-        return TokenBatch(input_ids, targets, mask)
+        parts, _ = pad([row["parts"] for row in rows], 0)
+        targets, _ = pad([row["labels"] for row in rows], IGNORE_INDEX)
+        return TokenBatch(input_ids, targets, mask, parts=parts)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
-        scores = model(**batch.inputs).float().flatten(0, 1)
         total = F.cross_entropy(
-            scores, batch.targets.flatten(), reduction="sum", ignore_index=IGNORE_INDEX
-        )
+            self._scores(model, batch).flatten(0, 1), batch.targets.flatten(), reduction="sum",
+            ignore_index=IGNORE_INDEX,
+        )  # fmt: skip
         return total, batch.n_targets
 
     def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
-        p = model(**batch.inputs).float().softmax(-1)[..., self.ids[CHOSEN]].cpu().numpy()
-        return [p[number, np.asarray(row["firsts"])] for number, row in enumerate(rows)]
+        p = self._scores(model, batch).softmax(-1)[..., _chosen(self.labels)].cpu().numpy()
+        return [p[number, : len(row["labels"])] for number, row in enumerate(rows)]
+
+    def _scores(self, model: Any, batch: TokenBatch) -> Tensor:
+        """Scores of both labels of every sentence: fp32 [B, K, 2]."""
+        assert batch.parts is not None
+        own = F.one_hot(batch.parts, batch.targets.shape[1] + 1)[..., 1:].float()  # [B, T, K]
+        total = torch.bmm(own.mT, model(**batch.inputs).float())
+        return total / own.sum(1)[..., None].clamp_min(1.0)
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Summary:
         return self.choose(example, np.concatenate(outputs).tolist())
@@ -119,7 +126,7 @@ class Task(_summaries.Summarizing):
 
     def apply(self, model: Any, examples: Sequence[Example]) -> list[Summary]:
         texts = [text for example in examples for text in placed(example)]
-        p = model.predict_probabilities(texts)[:, model.labels.index(CHOSEN)]
+        p = model.predict_probabilities(texts)[:, _chosen(model.labels)]
         ends = np.cumsum([len(example.sentences) for example in examples])
         parts = np.split(p, ends[:-1])
         return [self.choose(e, part.tolist()) for e, part in zip(examples, parts, strict=True)]
@@ -146,6 +153,13 @@ class Task(_summaries.Summarizing):
         chosen.sort()
         score = float(np.mean([p[i] for i in chosen]))
         return Summary(joined(example, chosen), score, tuple(chosen))
+
+
+def _chosen(labels: Sequence[Any]) -> int:
+    """The column of the chosen; what a folder holds may be somebody else's."""
+    if CHOSEN not in labels:
+        raise ModelError(f"a model that chooses sentences has the label {CHOSEN!r}; this has none")
+    return list(labels).index(CHOSEN)
 
 
 def joined(example: Example, places: Iterable[int]) -> str:
