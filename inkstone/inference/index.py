@@ -45,6 +45,7 @@ Progress = Callable[[int, int], None]
 FUSION = 60  # of Cormack et al. 2009
 DEEP = 100  # places of each list that are joined, at least
 SAVE_S = 60.0  # so much of embedding is lost at most
+MAX_PASSAGES = 1 << 22  # all are compared with a query
 EMBEDDED_AT_ONCE = 512  # passages, of small files together
 SCANNED_AT_ONCE = 1 << 16  # vectors
 _MARKUP = {".html", ".htm"}  # whose text has other lines than the file
@@ -280,6 +281,10 @@ class _Builder:
             self.fresh += len(lines)
             waiting.append(len(entries))
             entries.append(Entry(File(name, *stamp, digest, len(lines)), lines, None))
+        if sum(entry.file.passages for entry in entries if entry is not None) > MAX_PASSAGES:
+            raise DataError(
+                f"more than {MAX_PASSAGES:,} passages", fix="name a part of the documents"
+            )
         if self.embedder is not None:
             self._embed(entries, waiting)
         return [entry for entry in entries if entry is not None]

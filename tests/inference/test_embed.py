@@ -84,6 +84,17 @@ def test_a_batch_changes_nothing(minilm: tuple[ink.LanguageModel, Any]) -> None:
         ours.generate("x")
 
 
+def test_many_texts_in_low_precision(minilm: tuple[ink.LanguageModel, Any]) -> None:
+    ours, theirs = minilm
+    texts = [f"{a} {b}" for a, _ in PAIRS for _, b in PAIRS]
+    embedder = ours.embedder()
+    found, wanted = embedder(texts), theirs.encode(texts, convert_to_numpy=True)
+    assert (found * wanted).sum(1).min() >= 0.9995
+    assert ours.model.compute_dtype == torch.float32
+    assert embedder.fingerprint == ours.embedder().fingerprint != ""
+    np.testing.assert_allclose(embedder(texts[:2]), wanted[:2], atol=1e-5)
+
+
 # --- folders that sentence-transformers writes ----------------------------------------------------
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##a", "##b", "!"]

@@ -70,3 +70,16 @@ def test_warm_up_is_a_share_of_the_steps_that_fit() -> None:
     fitting = 60 / short["step_s"]
     assert fitting < 0.5 * short["steps"]
     assert short["training.warmup_steps"] <= round(1.1 * WARMUP_SHARE * fitting)
+
+
+@pytest.mark.parametrize(("pairs", "wanted"), [(5000, 64), (100, 25), (10, 8)])
+def test_a_step_of_similarity_holds_many_pairs(pairs: int, wanted: int) -> None:
+    facts = ExampleFacts("similarity", "encoder", pairs, 100 * pairs, 100, {"head": "none"})
+    given = {"model": {"family": "bert"}, "training": {"minutes": 1}, "corpus": {"seq_len": 256}}
+    result = plan_examples(
+        facts, MACHINE, given, precision="fp32",
+        batches_per_epoch=lambda _: PER_EPOCH, time_step=lambda *_: 0.1,
+    )  # fmt: skip
+    found = {x.key: x.value for x in result.choices}
+    assert found["training.examples_per_step"] == wanted
+    assert found["training.micro_batch_size"] == min(wanted, c.MICRO_TOKENS["cpu"] // 256)
