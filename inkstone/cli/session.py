@@ -12,6 +12,7 @@ import typer
 
 from inkstone.cli.text import clock, printable
 
+TALKING = ("dialogue", "instructions")  # tasks whose models answer
 SAMPLE_CHARACTERS = 600  # of each sample on the terminal; the report holds all of it
 
 
@@ -169,6 +170,8 @@ def summary_of_examples(result: dict[str, Any]) -> str:
     """The end of a run on labelled examples."""
     run, time = result["run"], result["time"]
     lines = ["", *score_lines(result), ""]
+    for sample in result.get("samples", []):
+        lines += [f"» {printable(sample['prompt'])}", printable(sample["text"]), ""]
     size = f"{result['parameters']:,} parameters, " if result["parameters"] else ""
     steps = f"{result['steps']:,} steps, " if result["steps"] else ""
     lines += [
@@ -186,7 +189,7 @@ def summary_of_examples(result: dict[str, Any]) -> str:
 
 def _use(run: str, task: str) -> list[str]:
     """Commands that use a finished task."""
-    if task == "dialogue":
+    if task in TALKING:
         return [f"  inkstone chat {run}"]
     more = f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl"
     return [f'  inkstone run {run} "…"', more]

@@ -190,6 +190,9 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     if tokenizer is None:
         recipe = _choose_tokenizer(recipe, examples, family.KIND, plan, session.where.type)
         tokenizer = data.tokenizer_for(examples, recipe.tokenizer, session.cache)
+    elif model is not None:
+        tokenizer = examples.task.adapt(tokenizer)
+        recipe = _grown(recipe, model, tokenizer, plan)
     limit = None if model is None else int(model.config.max_seq_len)
     if recipe.corpus.seq_len is None:
         plan.choices.append(plan_length(data.sample_lengths(examples, tokenizer), limit))
@@ -217,6 +220,16 @@ def _pretrained(
     family = type(model).__module__.rsplit(".", 1)[-1]
     plan.choices.append(Choice("model.family", family, "of the pretrained weights"))
     return recipe.with_values({"model": {"family": family}}), model, tokenizer
+
+
+def _grown(recipe: Recipe, model: Any, tokenizer: Tokenizer, plan: Plan) -> Recipe:
+    """Room for the control tokens that a task has added to the vocabulary of the weights."""
+    if tokenizer.vocab_size <= model.config.vocab_size:
+        return recipe
+    added = tokenizer.vocab_size - model.config.vocab_size
+    reason = f"{added} more than the weights have: marks that the task needs"
+    plan.choices.append(Choice("model.vocab_size", tokenizer.vocab_size, reason))
+    return recipe.with_values(plan.values())
 
 
 def find_weights(source: Path) -> Path:
@@ -341,12 +354,8 @@ def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
 def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predictor[Any, Any]]:
     recipe, task, tokenizer = prepared.recipe, prepared.task, prepared.tokenizer
     assert tokenizer is not None and recipe.corpus.seq_len is not None
-    torch.manual_seed(recipe.training.seed)
     training = recipe.training
-    model = build_model(recipe.model.family, recipe.model.fields, training.precision, session.where)
-    if prepared.pretrained is not None:
-        pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
-        adopt(model, pretrained)
+    model = begin(prepared, session)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
@@ -368,7 +377,26 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     result = trainer.run()
     best, _, _ = load_model(result.checkpoint, device=session.where)
     best.compute_dtype = model.compute_dtype
-    return result, Predictor(task, best, prepared.kind, tokenizer, length)
+    return result, predictor_of(prepared, best)
+
+
+def begin(prepared: Prepared, session: Session) -> Any:
+    """The model as training begins with it."""
+    recipe = prepared.recipe
+    torch.manual_seed(recipe.training.seed)
+    precision = recipe.training.precision
+    model = build_model(recipe.model.family, recipe.model.fields, precision, session.where)
+    if prepared.pretrained is not None:
+        pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
+        adopt(model, pretrained)
+    return model
+
+
+def predictor_of(prepared: Prepared, model: Any) -> Predictor[Any, Any]:
+    """The task with a model that reads rows of the length of training."""
+    assert prepared.recipe.corpus.seq_len is not None
+    length = min(prepared.recipe.corpus.seq_len, model.config.max_seq_len)
+    return Predictor(prepared.task, model, prepared.kind, prepared.tokenizer, length)
 
 
 def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[str, float]] | None:

@@ -295,19 +295,24 @@ def encode(examples: Examples, tokenizer: Tokenizer, max_length: int, cache: Sta
     def describe(folder: Path) -> str:
         table = ExampleTable(folder)
         tokens = sum(int(table.lengths(c).sum()) for c in examples.task.LENGTHS)
-        return f"{len(table):,} rows, {tokens:,} tokens, {tokens / len(table):.0f} a row"
+        return f"{len(table):,} rows, {tokens:,} tokens, {tokens / max(1, len(table)):.0f} a row"
 
     return cache.get("tokens", key, build, describe)
 
 
 def _encoded(examples: Examples, codec: Codec, observer: Observer) -> Iterator[Row]:
-    done, total = 0, examples.counts["train"]
-    iterator = examples.part("train")
-    while some := list(islice(iterator, ENCODED_AT_ONCE)):
-        for rows in examples.task.encode(some, codec):
-            yield from rows
-        done += len(some)
-        observer.progress(done, total, "examples")
+    """Rows of the training examples, as the task arranges them."""
+
+    def one_by_one() -> Iterator[Row]:
+        done, total = 0, examples.counts["train"]
+        iterator = examples.part("train")
+        while some := list(islice(iterator, ENCODED_AT_ONCE)):
+            for rows in examples.task.encode(some, codec):
+                yield from rows
+            done += len(some)
+            observer.progress(done, total, "examples")
+
+    return examples.task.arrange(one_by_one(), codec)
 
 
 def sample_lengths(examples: Examples, tokenizer: Tokenizer) -> list[int]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from inkstone import __version__
 from inkstone.checkpoint import atomic_folder, save_model
+from inkstone.errors import TokenizerError, UsageError
 from inkstone.evaluation.examples import baseline, evaluate
 from inkstone.evaluation.scores import Score
 from inkstone.files import write_json
+from inkstone.inference.chat import Conversation
+from inkstone.inference.config import SamplingConfig
+from inkstone.inference.generate import Generator
 from inkstone.inference.predict import FITTED, Predictor
 from inkstone.pipeline.finish import conclude
 from inkstone.pipeline.folder import PLAN, read_json
@@ -49,7 +55,7 @@ def finish(
         predictor, examples.part(part),
         progress=lambda done: observer.progress(done, total, "examples"),
     )  # fmt: skip
-    simplest = baseline(prepared.task, examples.part(part))
+    simplest = baseline(prepared.task, examples.part(part)) or _before(prepared, session, part)
     seconds = time.monotonic() - started
     shown = [Score(**row) for row in report["scores"]]
     line = ", ".join(f"{x.name.replace('_', ' ')} {x.shown}" for x in shown)
@@ -73,6 +79,7 @@ def finish(
         "part": part,
         "baseline": simplest,
         **report,
+        "samples": _samples(prepared, predictor, info),
         "time": {
             "planned_training_s": read_json(run / PLAN).get("predicted", {}).get("training_s", 0.0),
             "training_s": trained.elapsed_s if trained else training_s,
@@ -84,6 +91,35 @@ def finish(
     }
     conclude(run, result, observer)
     return result
+
+
+def _before(prepared: Prepared, session: Session, part: str) -> dict[str, Any] | None:
+    """What the pretrained weights score before training, where they can do the task at all."""
+    from inkstone.pipeline.examples import begin, predictor_of
+
+    if prepared.pretrained is None or not prepared.task.TALKS:
+        return None
+    start = predictor_of(prepared, begin(prepared, session))
+    rows = evaluate(start, prepared.examples.part(part), resamples=0)["scores"]
+    return {"name": "before training", **{row["name"]: row["value"] for row in rows}}
+
+
+def _samples(
+    prepared: Prepared, predictor: Predictor[Any, Any], info: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Answers to the first prompts of the held-out examples."""
+    if not prepared.task.TALKS:
+        return []
+    settings, held = prepared.recipe.evaluation, prepared.examples.part(prepared.examples.scored)
+    talk = Conversation(Generator(predictor.model, predictor.tokenizer), info)
+    config = SamplingConfig(max_tokens=settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0)
+    samples = []
+    for example in islice(held, settings.samples):
+        messages = prepared.task.prompt(example)
+        with contextlib.suppress(UsageError, TokenizerError):  # too long, or nothing is asked
+            answer = talk.reply(messages, config).text
+            samples.append({"prompt": messages[-1]["content"], "text": answer})
+    return samples
 
 
 def _save(

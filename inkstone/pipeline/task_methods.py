@@ -24,7 +24,7 @@ from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "dialogue": "chat"}  # fmt: skip
+         "dialogue": "chat", "instructions": "chat"}  # fmt: skip
 
 
 class TaskMethods:

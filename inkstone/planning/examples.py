@@ -24,7 +24,7 @@ TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 # Passes over the examples after which more buy little: from scratch, and from pretrained weights
 # (Devlin et al. 2019, appendix A.3: 2 to 4).
 EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8),
-          "dialogue": (10, 3)}  # fmt: skip
+          "dialogue": (10, 3), "instructions": (10, 3)}  # fmt: skip
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
 STEPS_WANTED = 1000  # a small table gets smaller steps rather than fewer

@@ -29,6 +29,7 @@ class TokenBatch:
         source_ids: [B, S] what a decoder reads; None without one.
         source_mask: [B, S] bool.
         characters: [B, T, C] ids of each token's characters, 0 at padding; None where unused.
+        segment_ids: [B, T] which of several texts in a row; None where each row holds one.
     """
 
     input_ids: Tensor
@@ -38,6 +39,7 @@ class TokenBatch:
     source_ids: Tensor | None = None
     source_mask: Tensor | None = None
     characters: Tensor | None = None
+    segment_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
