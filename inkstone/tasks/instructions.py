@@ -122,8 +122,10 @@ class Task(_base.Task[Example, Heard]):
     def adapt(self, tokenizer: Tokenizer) -> Tokenizer:
         return tokenizer.for_chat()
 
-    def seen(self, example: Example, tokenizer: Tokenizer, most: int) -> list[Taught]:
+    def seen(self, example: Example, tokenizer: Tokenizer, most: int) -> list[tuple[str, Taught]]:
         """The conversation as the model sees it, with what it learns of it.
+
+        One that is longer than a row gives several, which have names.
 
         Args:
             example: A conversation.
@@ -133,14 +135,16 @@ class Task(_base.Task[Example, Heard]):
         Raises:
             TokenizerError: The template fails, or ends answers with no control token.
         """
-        return list(taught(messages_of(example.roles, example.texts), tokenizer, most))
+        parts = list(taught(messages_of(example.roles, example.texts), tokenizer, most))
+        several = len(parts) > 1
+        return [(f"part {n}" if several else "", part) for n, part in enumerate(parts, 1)]
 
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
         """Rows of each conversation; parts without an answer are left out."""
         return [
             [
                 shifted(part)
-                for part in self.seen(example, codec.tokenizer, codec.max_length)
+                for _, part in self.seen(example, codec.tokenizer, codec.max_length)
                 if any(part.learned[1:])
             ]
             for example in examples
@@ -171,7 +175,7 @@ class Task(_base.Task[Example, Heard]):
         found = []
         for states, targets in zip(hidden, batch.targets, strict=True):
             total, count = chunked_cross_entropy(states, model.head_weight, targets)
-            found.append((float(total), count))
+            found.append((total.item(), count))
         return found
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Heard:

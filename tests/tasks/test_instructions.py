@@ -133,7 +133,7 @@ def test_training_chat_and_transformers_give_the_same_ids(
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     messages = messages_of(TALK.roles, TALK.texts)
-    (seen,) = Task(Config()).seen(TALK, tokenizer, 1000)
+    ((_, seen),) = Task(Config()).seen(TALK, tokenizer, 1000)
     whole = theirs.apply_chat_template(messages, return_dict=False)
     assert seen.ids == tokenizer.chat_ids(messages, add_generation_prompt=False) == whole
     model = llama.Model(llama.Config(vocab_size=330, d_model=8, n_layers=1, n_heads=1))
@@ -156,7 +156,7 @@ def _short() -> Any:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_answers_and_their_ends_are_learned_and_nothing_else(name: str, bpe: Tokenizer) -> None:
     tokenizer = with_template(bpe, TEMPLATES[name])
-    (seen,) = Task(Config()).seen(TALK, tokenizer, 1000)
+    ((_, seen),) = Task(Config()).seen(TALK, tokenizer, 1000)
     said = tokenizer.decode([i for i, w in zip(seen.ids, seen.learned, strict=True) if w])
     first, last = TALK.texts[2], TALK.texts[4]
     wanted = {
@@ -189,7 +189,7 @@ def test_the_golden_transcript(codec: Codec) -> None:
 def test_no_text_becomes_a_control_token(texts: list[str]) -> None:
     tokenizer = training.train(["x"], TokenizerConfig(kind="byte"))
     roles = tuple(("user", "assistant")[i % 2] for i in range(len(texts)))
-    (seen,) = Task(Config()).seen(Example(roles, tuple(texts)), tokenizer, 10_000)
+    ((_, seen),) = Task(Config()).seen(Example(roles, tuple(texts)), tokenizer, 10_000)
     assert sum(i in tokenizer.special_ids for i in seen.ids) == 2 * len(texts)
     assert tokenizer.decode(seen.ids) == "".join(texts)
     said = [i for i, wanted in zip(seen.ids, seen.learned, strict=True) if wanted]
@@ -331,7 +331,7 @@ def test_new_words_begin_as_the_mean_of_the_known(tied: bool) -> None:
     torch.testing.assert_close(new(ids)[..., :20], old(ids))
     torch.testing.assert_close(new.embed.weight[20:], old.embed.weight.mean(0).expand(3, 8))
     # a new word takes at most the share of an average one
-    assert float(new(ids).softmax(-1)[..., 20:].max()) < 1 / 20
+    assert new(ids).softmax(-1)[..., 20:].max().item() < 1 / 20
 
 
 # --- a run ---------------------------------------------------------------------------------------
