@@ -170,6 +170,13 @@ def summary_of_examples(result: dict[str, Any]) -> str:
     """The end of a run on labelled examples."""
     run, time = result["run"], result["time"]
     lines = ["", *score_lines(result), ""]
+    for row in result.get("remembered", []):
+        name = f"{', '.join(row['files'])}, {row['name']}"
+        lines.append(
+            f"  {printable(name):32} {row['perplexity']:9.2f}   perplexity, "
+            f"{row['bits_per_byte']:.3f} bits per byte"
+        )
+    lines += [""] * bool(result.get("remembered"))
     for sample in result.get("samples", []):
         lines += [f"» {printable(sample['prompt'])}", printable(sample["text"]), ""]
     size = f"{result['parameters']:,} parameters, " if result["parameters"] else ""

@@ -27,7 +27,7 @@ from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
 from inkstone.models._base import adopt
 from inkstone.pipeline import embeddings, folder
 from inkstone.pipeline import examples_data as data
-from inkstone.pipeline.examples_finish import finish
+from inkstone.pipeline.examples_finish import check_remember, finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.stages import StageCache
 from inkstone.pipeline.timing import build_model, time_steps
@@ -44,6 +44,8 @@ from inkstone.training.loop import Trainer, TrainingResult
 
 BEST = "best_by"  # the score that picks the best checkpoint: the task's own, less a little loss
 TIE = 1e-6
+LISTS = (("data", "path"), ("data", "valid"), ("data", "test"), ("data", "replay"),
+         ("evaluation", "remember"))  # fmt: skip
 TOKENIZER_KIND = {"encoder": "wordpiece", "seq2seq": "bpe"}
 
 
@@ -177,6 +179,8 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = data.gather(recipe, session.cache)
+    if recipe.evaluation.remember:
+        check_remember(recipe, examples.task)
     if family.KIND not in examples.task.HEADS:
         fitting = ", ".join(_families(examples.task))
         raise UsageError(
@@ -199,7 +203,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
         recipe = recipe.with_values(plan.values())
     assert recipe.corpus.seq_len
     length = min(recipe.corpus.seq_len, limit or recipe.corpus.seq_len)
-    table = ExampleTable(data.encode(examples, tokenizer, length, session.cache))
+    table = ExampleTable(data.encode(examples, tokenizer, length, session.cache, recipe.data))
     return Prepared(recipe, plan, examples, family.KIND, tokenizer, table, pretrained)
 
 
@@ -444,9 +448,9 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
 def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
     """What a model folder remembers; of the data's place only the last name."""
     remembered = prepared.recipe.to_dict()
-    for key in ("path", "valid", "test"):
-        paths = remembered["data"].get(key) or []
-        remembered["data"][key] = [Path(p).name for p in paths]
+    for section, key in LISTS:
+        paths = remembered[section].get(key) or []
+        remembered[section][key] = [Path(p).name for p in paths]
     if prepared.pretrained is not None:
         remembered["model"]["pretrained"] = prepared.pretrained.name
     if prepared.recipe.model.embeddings is not None:

@@ -207,6 +207,10 @@ class Task(ABC, Generic[E, P]):
         """All rows as they are trained on: in another order, or several in one."""
         return iter(rows)
 
+    def plain(self, ids: Sequence[int]) -> Row:
+        """Of a task that `TALKS`: a row of plain text, of which every token is learned."""
+        raise AssertionError(f"{self.NAME} learns no plain text")
+
     def prompt(self, example: E) -> list[dict[str, str]]:
         """Of a task that `TALKS`: the messages to answer, for the samples of a report."""
         return []

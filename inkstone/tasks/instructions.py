@@ -153,6 +153,9 @@ class Task(_base.Task[Example, Heard]):
     def arrange(self, rows: Iterable[Row], codec: Codec) -> Iterator[Row]:
         return packed(rows, codec.max_length - 1) if self.config.pack else iter(rows)
 
+    def plain(self, ids: Sequence[int]) -> Row:
+        return shifted(Taught(list(ids), [True] * len(ids)))
+
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         """Padding stands at the end, where no causal model looks: no mask is needed."""
         input_ids, _ = pad([row["ids"] for row in rows], pad_id)

@@ -352,29 +352,69 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_begins_from_weights_that_never_saw_a_turn(questions: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("What comes after it? It is one. " * 100)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that continues one kind of text well, with the text beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("What comes after it? It is one.\n\n" * 120)
     settings = {k: v for k, v in SMALL.items() if k != "task.name"}
-    ink.train(data=text, run=tmp_path / "base", cache=tmp_path / "c",
-              settings={**settings, "training.max_steps": 3, "text.valid_fraction": 0.0,
-                        "corpus.seq_len": 64, "training.tokens_per_step": 128})  # fmt: skip
-    model = ink.train(
-        data=questions, run=tmp_path / "run", cache=tmp_path / "c",
-        settings={"task.name": "instructions", "model.pretrained": str(tmp_path / "base"),
-                  "training.max_steps": 30, "training.precision": "fp32",
-                  "evaluation.sample_tokens": 6, "training.lr": 0.01},
+    ink.train(
+        data=folder / "text.txt", run=folder / "base", cache=folder / "c",
+        settings={**settings, "training.max_steps": 40, "text.valid_fraction": 0.0,
+                  "corpus.seq_len": 64, "training.tokens_per_step": 128},
     )  # fmt: skip
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    return folder
+
+
+def fine_tune(questions: Path, base: Path, run: Path, **more: Any) -> Any:
+    settings = {
+        "task.name": "instructions", "model.pretrained": str(base / "base"),
+        "training.max_steps": 40, "training.precision": "fp32", "training.lr": 0.01,
+        "evaluation.sample_tokens": 6, "evaluation.remember": [str(base / "text.txt")],
+    }  # fmt: skip
+    ink.train(data=questions, run=run, cache=base / "c", settings=settings | more)
+    return json.loads((run / "result.json").read_text())
+
+
+def test_a_run_begins_from_weights_that_never_saw_a_turn(
+    questions: Path, base: Path, tmp_path: Path
+) -> None:
+    result = fine_tune(questions, base, tmp_path / "run")
     (score,) = result["scores"]
     assert score["name"] == "perplexity"
     assert score["value"] < 0.5 * result["baseline"]["perplexity"]
     assert result["baseline"]["name"] == "before training"
     assert len(result["samples"]) == result["counts"]["valid"] == 1
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "before training" in report and "What comes after" in report
+    assert "before training" in report and "What comes after" in report and "forgotten" in report
+    model = ink.load(tmp_path / "run")
     assert model.conversation().warning is None
+    assert str(tmp_path) not in (tmp_path / "run" / "model" / "inkstone.json").read_text()
     again = model.evaluate(questions)
     assert again["scores"][0]["value"] == pytest.approx(score["value"], rel=0.5)
     with pytest.raises(UsageError, match=r"use \.chat"):
         model.classify("a")
+
+
+def test_what_is_forgotten_is_measured_and_replay_lessens_it(
+    questions: Path, base: Path, tmp_path: Path
+) -> None:
+    before, after = fine_tune(questions, base, tmp_path / "run")["remembered"]
+    known = ink.load(base / "base").perplexity(base / "text.txt")
+    assert before["perplexity"] == pytest.approx(known.perplexity, rel=0.05)
+    assert after["perplexity"] > 1.2 * before["perplexity"]
+    more = {"data.replay": [str(base / "text.txt")], "data.replay_share": 0.5}
+    result = fine_tune(questions, base, tmp_path / "replay", **more)
+    assert result["remembered"][1]["perplexity"] < 0.8 * after["perplexity"]
+    assert result["scores"][0]["value"] < 0.5 * result["baseline"]["perplexity"]
+
+
+def test_texts_for_replay_and_remembering_are_checked_first(
+    questions: Path, base: Path, tmp_path: Path
+) -> None:
+    for key in ("data.replay", "evaluation.remember"):
+        with pytest.raises(DataError, match=r"nothing\.txt"):
+            fine_tune(questions, base, tmp_path / key, **{key: [str(tmp_path / "nothing.txt")]})
+        with pytest.raises(UsageError, match="this run learns from plain text"):
+            ink.train(data=base / "text.txt", run=tmp_path / "x", settings={key: [str(questions)]})
+        assert not (tmp_path / key).exists()
