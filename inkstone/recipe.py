@@ -27,7 +27,7 @@ from inkstone.errors import RecipeError, UnknownNameError
 from inkstone.text.config import TextConfig
 from inkstone.text.words import WordsConfig
 from inkstone.tokenizers.config import TokenizerConfig
-from inkstone.training.config import TrainingConfig
+from inkstone.training.config import LoraConfig, TrainingConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text; anything larger is some other file
@@ -141,6 +141,7 @@ class Recipe(Section):
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     model: ModelSection = Field(default_factory=ModelSection)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
 
     def to_toml(self, notes: Mapping[str, str] | None = None) -> str:

@@ -26,6 +26,7 @@ from inkstone.cli import (
     import_,
     load,
     look,
+    merge,
     recipes,
     report,
     run,
@@ -42,7 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (demo, train, generate, chat, run, eval, look, report, load, import_, recipes, doctor)
+COMMANDS = (
+    demo,
+    train,
+    generate,
+    chat,
+    run,
+    eval,
+    look,
+    report,
+    load,
+    import_,
+    merge,
+    recipes,
+    doctor,
+)
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)

@@ -185,6 +185,7 @@ def summary_of_examples(result: dict[str, Any]) -> str:
         f"{result['family']}, {size}{steps}trained {clock(time['training_s'])}, "
         f"in all {clock(time['total_s'])}",
         f"model   {run}/model",
+        *([f"adapter {result['adapter']}        for peft"] if result.get("adapter") else []),
         f"report  {run}/report.html        scores by label, the worst mistakes",
         "",
         "next",

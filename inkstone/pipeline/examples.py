@@ -17,7 +17,7 @@ import torch
 
 from inkstone import __version__, registry
 from inkstone import device as devices
-from inkstone.checkpoint import load_model, save_model
+from inkstone.checkpoint import load_model
 from inkstone.corpora.examples import ExampleStream, ExampleTable
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
@@ -25,7 +25,7 @@ from inkstone.evaluation import scores
 from inkstone.files import sha256
 from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
 from inkstone.models._base import adopt
-from inkstone.pipeline import embeddings, folder
+from inkstone.pipeline import adapting, embeddings, folder
 from inkstone.pipeline import examples_data as data
 from inkstone.pipeline.examples_finish import check_remember, finish
 from inkstone.pipeline.observer import Observer, Relay
@@ -179,6 +179,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = data.gather(recipe, session.cache)
+    adapting.check(recipe, examples.task)
     if recipe.evaluation.remember:
         check_remember(recipe, examples.task)
     if family.KIND not in examples.task.HEADS:
@@ -196,6 +197,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
         tokenizer = data.tokenizer_for(examples, recipe.tokenizer, session.cache)
     elif model is not None:
         tokenizer = examples.task.adapt(tokenizer)
+        adapting.check_vocabulary(recipe, model.config.vocab_size, tokenizer.vocab_size)
         recipe = _grown(recipe, model, tokenizer, plan)
     limit = None if model is None else int(model.config.max_seq_len)
     if recipe.corpus.seq_len is None:
@@ -360,6 +362,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     assert tokenizer is not None and recipe.corpus.seq_len is not None
     training = recipe.training
     model = begin(prepared, session)
+    adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
@@ -370,13 +373,14 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
         _stream(prepared, training.model_dump()),
         training,
         session.run,
-        save_model=lambda out: save_model(out, model, tokenizer, info=info),
+        save_model=adapting.saver(model, recipe, tokenizer, info),
+        load_weights=adapting.loader(model, recipe),
         evaluate=_looker(prepared, model, length),
         best_by=BEST if higher else "nats_per_token",
         higher_is_better=higher,
         hooks=[Relay(session.observer)],
         loss=task.loss,
-        fingerprint={**prepared.hashes, "inkstone": __version__},
+        fingerprint={**prepared.hashes, "inkstone": __version__, **adapting.fingerprint(recipe)},
     )
     result = trainer.run()
     best, _, _ = load_model(result.checkpoint, device=session.where)

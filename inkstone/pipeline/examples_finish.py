@@ -19,6 +19,7 @@ from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generator
 from inkstone.inference.predict import FITTED, Predictor
+from inkstone.pipeline import adapting
 from inkstone.pipeline.finish import conclude
 from inkstone.pipeline.folder import PLAN, read_json
 from inkstone.recipe import Recipe
@@ -77,6 +78,7 @@ def finish(
         "family": prepared.recipe.model.family,
         "model": str(run / "model"),
         "report": str(run / "report.html"),
+        "adapter": adapting.keep(trained.checkpoint, run) if trained else None,
         "reason": trained.reason if trained else "finished",
         "steps": steps,
         "best_step": trained.best_step if trained else 0,

@@ -167,6 +167,7 @@ def _check_text(recipe: Recipe) -> None:
         "model.pretrained": recipe.model.pretrained, "training.epochs": recipe.training.epochs,
         "training.examples_per_step": recipe.training.examples_per_step,
         "data.replay": recipe.data.replay, "evaluation.remember": recipe.evaluation.remember,
+        "lora.rank": recipe.lora.rank,
     }  # fmt: skip
     for name, value in given.items():
         if value:

@@ -37,6 +37,7 @@ LENGTH_SHARE = 0.98  # of the examples fit whole
 LONGEST = 512
 FINE_TUNING_LR = 5e-5 * 768  # over d_model: 5e-5 for BERT-base, more for narrower models
 FINE_TUNING_LR_MAX = 5e-4
+LORA_LR = 10  # times that (Biderman et al. 2024, "LoRA Learns Less and Forgets Less", section 6)
 SCRATCH_LR = 1e-3  # of AdamW
 WARMUP_SHARE = 0.06
 LOOKS = 10  # at held-out examples in a run
@@ -223,7 +224,10 @@ class _Planner:
             width = int(self.facts.pretrained.get("d_model", 768))
             rate = min(FINE_TUNING_LR_MAX, FINE_TUNING_LR / width)
             self._choose("training.optimizer", "adamw", "what the weights were trained with")
-            self._choose("training.lr", round(rate, 7), "small: what was learned must not be lost")
+            reason = "small: what was learned must not be lost"
+            if self.given.get("lora", {}).get("rank"):
+                rate, reason = LORA_LR * rate, "adapters take ten times the rate of all weights"
+            self._choose("training.lr", round(rate, 7), reason)
             self._choose("training.weight_decay", 0.01, "as Devlin et al. 2019")
             self._choose("training.decay_fraction", 1.0, "falls from the end of the warm-up on")
             return
