@@ -12,7 +12,7 @@ from inkstone.cli import options
 if TYPE_CHECKING:
     from inkstone.inspection.look import Shown
 
-TASKS = {"chat": "instructions"}
+TASKS = {"chat": "instructions", "preferences": "preferences"}
 WHOLE = 1 << 20  # tokens of a row where no model says how many
 
 

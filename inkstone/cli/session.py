@@ -12,7 +12,7 @@ import typer
 
 from inkstone.cli.text import clock, printable
 
-TALKING = ("dialogue", "instructions")  # tasks whose models answer
+TALKING = ("dialogue", "instructions", "preferences")  # tasks whose models answer
 SAMPLE_CHARACTERS = 600  # of each sample on the terminal; the report holds all of it
 
 

@@ -18,12 +18,18 @@ import torch
 from inkstone import __version__, registry
 from inkstone import device as devices
 from inkstone.checkpoint import load_model
-from inkstone.corpora.examples import ExampleStream, ExampleTable
+from inkstone.corpora.examples import ExampleStream, ExampleTable, in_batches
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
 from inkstone.evaluation import scores
 from inkstone.files import sha256
-from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
+from inkstone.inference.predict import (
+    FITTED,
+    TOKENS_AT_ONCE,
+    Predictor,
+    connect,
+    evaluating,
+)  # fmt: skip
 from inkstone.models._base import adopt
 from inkstone.pipeline import adapting, embeddings, folder
 from inkstone.pipeline import examples_data as data
@@ -179,6 +185,11 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = data.gather(recipe, session.cache)
+    if examples.task.REFERS and pretrained is None:
+        raise UsageError(
+            f"{examples.task.NAME} needs a model that answers already",
+            fix="name it: model.pretrained=RUN, best of a run with task.name=instructions",
+        )
     adapting.check(recipe, examples.task)
     if recipe.evaluation.remember:
         check_remember(recipe, examples.task)
@@ -362,6 +373,8 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     assert tokenizer is not None and recipe.corpus.seq_len is not None
     training = recipe.training
     model = begin(prepared, session)
+    if task.REFERS:
+        _refer(prepared, model)
     adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
@@ -398,6 +411,20 @@ def begin(prepared: Prepared, session: Session) -> Any:
         pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
         adopt(model, pretrained)
     return model
+
+
+def _refer(prepared: Prepared, model: Any) -> None:
+    """Let the task keep what the pretrained weights say of every example."""
+    task, table, tokenizer = prepared.task, prepared.table, prepared.tokenizer
+    assert table is not None and tokenizer is not None
+    codec = Codec(tokenizer, predictor_of(prepared, model).max_length)
+    rows: list[Any] = [table[i] for i in range(len(table))]
+    for part in ("valid", "test"):
+        for own in task.encode(list(prepared.examples.part(part)), codec):
+            rows += own
+    with evaluating(model):
+        for numbers in in_batches(task.lengths(rows), TOKENS_AT_ONCE):
+            task.refer(model, [rows[i] for i in numbers], codec.pad_id)
 
 
 def predictor_of(prepared: Prepared, model: Any) -> Predictor[Any, Any]:

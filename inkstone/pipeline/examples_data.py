@@ -291,9 +291,9 @@ def encode(
         UsageError: Plain text is to be mixed in, and the task cannot learn it.
         DataError: That text cannot be read.
     """
-    if data.replay and not examples.task.TALKS:
+    if data.replay and type(examples.task).plain is Task.plain:
         raise UsageError(
-            f"data.replay is for tasks on conversations, and this run is {examples.task.NAME}",
+            f"data.replay is for supervised fine-tuning, and this run is {examples.task.NAME}",
             fix="leave it out",
         )
     code = code_hash("tasks"), code_hash("corpora")

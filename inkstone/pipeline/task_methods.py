@@ -24,7 +24,7 @@ from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "dialogue": "chat", "instructions": "chat"}  # fmt: skip
+         "dialogue": "chat", "instructions": "chat", "preferences": "chat"}  # fmt: skip
 
 
 class TaskMethods:

@@ -69,6 +69,7 @@ class Task(ABC, Generic[E, P]):
     LABELS: ClassVar[str] = ""  # the setting that names the field of the labels, if there are any
     LENGTHS: ClassVar[tuple[str, ...]] = ("ids",)  # columns that are padded apart
     SPECIALS: ClassVar[tuple[str, ...]] = ()  # control tokens that it needs besides the usual ones
+    REFERS: ClassVar[bool] = False  # learns beside what its pretrained weights say, by `refer`
     TALKS: ClassVar[bool] = False  # its models answer in conversations; the report shows some
 
     def __init__(
@@ -137,6 +138,9 @@ class Task(ABC, Generic[E, P]):
         return np.array([[len(row[c]) for c in self.LENGTHS] for row in rows], np.int64)
 
     # --- what the model does ---------------------------------------------------------------------
+
+    def refer(self, model: Any, rows: Rows, pad_id: int) -> None:
+        """Of a task that `REFERS`: keep what the pretrained weights say of some rows."""
 
     @abstractmethod
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
@@ -208,7 +212,7 @@ class Task(ABC, Generic[E, P]):
         return iter(rows)
 
     def plain(self, ids: Sequence[int]) -> Row:
-        """Of a task that `TALKS`: a row of plain text, of which every token is learned."""
+        """Of a task that can learn it: a row of plain text, of which every token is learned."""
         raise AssertionError(f"{self.NAME} learns no plain text")
 
     def prompt(self, example: E) -> list[dict[str, str]]:

@@ -61,15 +61,18 @@ def turns_in(record: Record, field: str | None) -> Turns:
     if found is not None:
         roles, texts = turns_of(values[found], place, found)
     elif field is None and ALPACA[0] in values and ALPACA[2] in values:
-        asked = [text_in(record, name) for name in ALPACA[:2] if values.get(name)]
-        roles, texts = turns_of(["\n".join(asked), text_in(record, ALPACA[2])], place, ALPACA[0])
+        both = [spoken(record, ALPACA[:2]), text_in(record, ALPACA[2])]
+        roles, texts = turns_of(both, place, ALPACA[0])
     elif field is None and all(name in values for name in PAIR):
         roles, texts = with_answer(prompt_in(record, PAIR[0]), values[PAIR[1]], place, PAIR[1])
     else:
         raise no_conversation(record, "instruction, output; or prompt, completion")
-    if values.get("system") and SYSTEM not in roles:
-        roles, texts = (SYSTEM, *roles), (text_in(record, "system"), *texts)
-    return checked(roles, texts, place)
+    return with_system(record, (roles, texts))
+
+
+def spoken(record: Record, fields: Sequence[str]) -> str:
+    """The texts of some fields as one turn, a line end between them."""
+    return "\n".join(text_in(record, name) for name in fields if record.values.get(name))
 
 
 def prompt_in(record: Record, field: str) -> Turns:
@@ -86,17 +89,20 @@ def with_answer(before: Turns, value: Any, place: str, field: str) -> Turns:
     return (*before[0], *roles), (*before[1], *texts)
 
 
-def checked(roles: tuple[str, ...], texts: tuple[str, ...], place: str) -> Turns:
-    """The same turns.
+def with_system(record: Record, turns: Turns) -> Turns:
+    """The turns, behind the text of the field `system` where the record has one.
 
     Raises:
         DataError: A role that chat templates do not know.
     """
+    roles, texts = turns
     if SOURCE in roles:
         raise DataError(
-            f"{place}: a turn has the role {SOURCE!r}, which chat templates do not know",
+            f"{record.place}: a turn has the role {SOURCE!r}, which chat templates do not know",
             fix="train on it with task.name=dialogue, or make it a part of the user's turn",
         )
+    if record.values.get("system") and SYSTEM not in roles:
+        roles, texts = (SYSTEM, *roles), (text_in(record, "system"), *texts)
     return roles, texts
 
 
