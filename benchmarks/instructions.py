@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import common
 
 DATA = common.SHARED_DATA
-MINUTES = {"base": 4.0, "tune": 4.0, "replay": 4.0, "lora": 4.0, "prefer": 3.0}
+MINUTES = {"base": 3.0, "tune": 2.5, "replay": 2.5, "lora": 2.5, "prefer": 2.0}
 TALKS = {"en": "instruct-demos/alpaca_en.jsonl.gz", "zh": "alpaca-zh/all.jsonl.gz"}
 HELD = {"en": "wikitext-2/valid.txt", "zh": "chnsenticorp-htl/test.jsonl"}
 SHAPE = {"corpus.seq_len": 512, "tokenizer.vocab_size": 8192}

@@ -18,21 +18,20 @@ import torch
 from inkstone import __version__, registry
 from inkstone import device as devices
 from inkstone.checkpoint import load_model
-from inkstone.corpora.examples import ExampleStream, ExampleTable, in_batches
+from inkstone.corpora.examples import ExampleStream, ExampleTable
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
 from inkstone.evaluation import scores
 from inkstone.files import sha256
 from inkstone.inference.predict import (
     FITTED,
-    TOKENS_AT_ONCE,
     Predictor,
     connect,
     evaluating,
 )  # fmt: skip
-from inkstone.models._base import adopt
 from inkstone.pipeline import adapting, embeddings, folder
 from inkstone.pipeline import examples_data as data
+from inkstone.pipeline.examples_begin import begin, find_weights, grown, predictor_of, refer
 from inkstone.pipeline.examples_finish import check_remember, finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.stages import StageCache
@@ -209,7 +208,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     elif model is not None:
         tokenizer = examples.task.adapt(tokenizer)
         adapting.check_vocabulary(recipe, model.config.vocab_size, tokenizer.vocab_size)
-        recipe = _grown(recipe, model, tokenizer, plan)
+        recipe = grown(recipe, model, tokenizer, plan)
     limit = None if model is None else int(model.config.max_seq_len)
     if recipe.corpus.seq_len is None:
         plan.choices.append(plan_length(data.sample_lengths(examples, tokenizer), limit))
@@ -237,22 +236,6 @@ def _pretrained(
     family = type(model).__module__.rsplit(".", 1)[-1]
     plan.choices.append(Choice("model.family", family, "of the pretrained weights"))
     return recipe.with_values({"model": {"family": family}}), model, tokenizer
-
-
-def _grown(recipe: Recipe, model: Any, tokenizer: Tokenizer, plan: Plan) -> Recipe:
-    """Room for the control tokens that a task has added to the vocabulary of the weights."""
-    if tokenizer.vocab_size <= model.config.vocab_size:
-        return recipe
-    added = tokenizer.vocab_size - model.config.vocab_size
-    reason = f"{added} more than the weights have: marks that the task needs"
-    plan.choices.append(Choice("model.vocab_size", tokenizer.vocab_size, reason))
-    return recipe.with_values(plan.values())
-
-
-def find_weights(source: Path) -> Path:
-    """The model folder that a run or model folder is or holds."""
-    held = source / "model"
-    return held if (held / "config.json").is_file() else source
 
 
 def _choose_tokenizer(
@@ -374,7 +357,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     training = recipe.training
     model = begin(prepared, session)
     if task.REFERS:
-        _refer(prepared, model)
+        refer(prepared, model)
     adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
@@ -399,39 +382,6 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     best, _, _ = load_model(result.checkpoint, device=session.where)
     best.compute_dtype = model.compute_dtype
     return result, predictor_of(prepared, best)
-
-
-def begin(prepared: Prepared, session: Session) -> Any:
-    """The model as training begins with it."""
-    recipe = prepared.recipe
-    torch.manual_seed(recipe.training.seed)
-    precision = recipe.training.precision
-    model = build_model(recipe.model.family, recipe.model.fields, precision, session.where)
-    if prepared.pretrained is not None:
-        pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
-        adopt(model, pretrained)
-    return model
-
-
-def _refer(prepared: Prepared, model: Any) -> None:
-    """Let the task keep what the pretrained weights say of every example."""
-    task, table, tokenizer = prepared.task, prepared.table, prepared.tokenizer
-    assert table is not None and tokenizer is not None
-    codec = Codec(tokenizer, predictor_of(prepared, model).max_length)
-    rows: list[Any] = [table[i] for i in range(len(table))]
-    for part in ("valid", "test"):
-        for own in task.encode(list(prepared.examples.part(part)), codec):
-            rows += own
-    with evaluating(model):
-        for numbers in in_batches(task.lengths(rows), TOKENS_AT_ONCE):
-            task.refer(model, [rows[i] for i in numbers], codec.pad_id)
-
-
-def predictor_of(prepared: Prepared, model: Any) -> Predictor[Any, Any]:
-    """The task with a model that reads rows of the length of training."""
-    assert prepared.recipe.corpus.seq_len is not None
-    length = min(prepared.recipe.corpus.seq_len, model.config.max_seq_len)
-    return Predictor(prepared.task, model, prepared.kind, prepared.tokenizer, length)
 
 
 def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[str, float]] | None:

@@ -20,6 +20,7 @@ from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generator
 from inkstone.inference.predict import FITTED, Predictor
 from inkstone.pipeline import adapting
+from inkstone.pipeline.examples_begin import begin, predictor_of
 from inkstone.pipeline.finish import conclude
 from inkstone.pipeline.folder import PLAN, read_json
 from inkstone.recipe import Recipe
@@ -105,8 +106,6 @@ def finish(
 
 def _before(prepared: Prepared, session: Session, part: str) -> dict[str, Any] | None:
     """What the pretrained weights score before training, where they can do the task at all."""
-    from inkstone.pipeline.examples import begin, predictor_of
-
     if prepared.pretrained is None or not prepared.task.TALKS:
         return None
     start = predictor_of(prepared, begin(prepared, session))
@@ -133,8 +132,6 @@ def _remembered(
     prepared: Prepared, session: Session, predictor: Predictor[Any, Any]
 ) -> list[dict[str, Any]]:
     """What plain text is worth to the model, before training and after: what it has forgotten."""
-    from inkstone.pipeline.examples import begin
-
     paths = prepared.recipe.evaluation.remember
     if not paths:
         return []

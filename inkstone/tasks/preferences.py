@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -170,8 +170,8 @@ class Task(_base.Task[Example, Judged]):
 
     def _before(self, record: Record) -> Turns | None:
         """What was said before the answers; None where they hold it themselves."""
-        names = (*CONVERSATIONS, PAIR[0])
-        names = names if self.config.messages_field is None else (self.config.messages_field,)
+        field = self.config.messages_field
+        names: tuple[str, ...] = (*CONVERSATIONS, PAIR[0]) if field is None else (field,)
         found = next((name for name in names if record.values.get(name)), None)
         if found is not None:
             return prompt_in(record, found)
@@ -279,9 +279,8 @@ class Task(_base.Task[Example, Judged]):
         """Where no reference is known yet (a step is timed), the model is its own."""
         assert isinstance(batch, PairBatch)
         found = _log_probabilities(model, batch)
-        known = batch.reference is not None
-        margins = self._margins(found, batch.reference if known else found.detach())
-        return -F.logsigmoid(margins).sum(), len(batch)
+        reference = found.detach() if batch.reference is None else batch.reference
+        return -F.logsigmoid(self._margins(found, reference)).sum(), len(batch)
 
     def _margins(self, found: Tensor, reference: Tensor) -> Tensor:
         """[B, 2] and [B, 2] → [B]: β times the gain of the chosen answer over the other's."""
@@ -290,10 +289,12 @@ class Task(_base.Task[Example, Judged]):
 
     def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         assert isinstance(batch, PairBatch)
-        found = _log_probabilities(model, batch)
-        known = batch.reference is not None
-        margins = self._margins(found, batch.reference).tolist() if known else [None] * len(found)
-        return [Judged(a, b, m) for (a, b), m in zip(found.tolist(), margins, strict=True)]
+        found, reference = _log_probabilities(model, batch), batch.reference
+        judged = [Judged(chosen, rejected) for chosen, rejected in found.tolist()]
+        if reference is None:
+            return judged
+        margins = self._margins(found, reference).tolist()
+        return [replace(pair, margin=margin) for pair, margin in zip(judged, margins, strict=True)]
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Judged:
         if not outputs:
