@@ -46,7 +46,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with `texts/`, labelled `news/` and translated `captions/`, for a page's commands."""
+    """A place with `texts/`, and with tables of every kind, for a page's commands."""
     (tmp_path / "texts").mkdir()
     for number in range(30):
         text = f"Document {number} tells of the number {number * number}. " * 20
@@ -55,7 +55,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"text": f"The {w} won {n} to 0.", "label": w} for n in range(20) for w in ("cup", "law")
     ]
     captions = [{"en": f"{n} dogs run.", "de": f"{n} Hunde laufen."} for n in range(40)]
-    for name, rows in (("news", news), ("captions", captions)):
+    talks = [{"instruction": f"Is {n} odd?", "output": "Yes." if n % 2 else "No."}
+             for n in range(40)]  # fmt: skip
+    pairs = [{"prompt": f"Is {n} odd?", "chosen": "Yes.", "rejected": "No."} for n in range(40)]
+    tables = {"news": news, "captions": captions, "talks": talks, "pairs": pairs}
+    for name, rows in tables.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
