@@ -142,8 +142,8 @@ def merge(base: str | Path, adapter: str | Path, to: str | Path) -> LanguageMode
         CheckpointError: The adapter is damaged or does not fit, or the folder exists.
     """
     model = load(base, device="cpu")
-    if not isinstance(model, LanguageModel) or isinstance(model, CountedModel):
-        raise UsageError(f"{base} is no network, so no adapter fits it")
+    if not isinstance(model, LanguageModel):
+        raise UsageError(f"{base} holds word vectors, which no adapter fits")
     if Path(to).exists():
         raise CheckpointError(f"{to} is there already", fix="choose another folder")
     adapted = model.adapted(adapter)
@@ -254,7 +254,10 @@ class LanguageModel(TaskMethods):
 
         Raises:
             CheckpointError: It is damaged, or was trained on another model.
+            UsageError: The model is no network.
         """
+        if not hasattr(self.model, "parameters"):
+            raise UsageError(f"{self.path} is no network, so no adapter fits it")
         held = Path(adapter) / "adapter"
         folder = held if held.is_dir() else Path(adapter)
         plain = lora.merged(self.model)

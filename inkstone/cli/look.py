@@ -35,7 +35,7 @@ def command(
     html: Annotated[str | None, typer.Option(help="Write a page to this new file.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Show conversations as a model is given them, with the tokens that it learns marked.
+    """Show conversations as a model sees them, what it learns marked.
 
     inkstone look talks.jsonl --model runs/chat
 

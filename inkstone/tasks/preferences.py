@@ -24,32 +24,17 @@ from pydantic import Field
 from torch import Tensor
 
 from inkstone.config import Section
-from inkstone.errors import DataError
 from inkstone.nn.loss import IGNORE_INDEX, chunked_cross_entropy
 from inkstone.tasks import _base
 from inkstone.tasks._base import Mistake, Row, Rows
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
-from inkstone.tasks._conversations import (
-    ALPACA,
-    CONVERSATIONS,
-    PAIR,
-    Taught,
-    Turns,
-    messages_of,
-    no_conversation,
-    prompt_in,
-    shifted,
-    spoken,
-    with_answer,
-    with_system,
-)  # fmt: skip
+from inkstone.tasks._conversations import FIELDS, Taught, messages_of, shifted
+from inkstone.tasks._pairs import ANSWERS, pair_in
 from inkstone.tasks._turns import ASSISTANT, USER
 from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
 from inkstone.tokenizers.tokenizer import Tokenizer
-
-ANSWERS = ("chosen", "rejected")
 
 
 class Config(Section):
@@ -152,60 +137,8 @@ class Task(_base.Task[Example, Judged]):
     # --- what an example looks like --------------------------------------------------------------
 
     def read(self, record: Record, *, labelled: bool = True) -> Example:
-        chosen = self.need(record, "chosen_field")
-        rejected = self.need(record, "rejected_field")
-        before = self._before(record)
-        if before is None:  # the whole conversation stands in both
-            roles, texts, answers = self._parted(record, chosen, rejected)
-        else:
-            roles, texts = before
-            answers = tuple(
-                self._answer(with_answer(before, value, record.place, field), len(roles), record)
-                for value, field in ((chosen, "chosen"), (rejected, "rejected"))
-            )
-        if answers[0] == answers[1]:
-            raise DataError(f"{record.place}: both answers are the same", fix="remove the line")
-        roles, texts = with_system(record, (roles, texts))
-        return Example(roles, texts, *answers)
-
-    def _before(self, record: Record) -> Turns | None:
-        """What was said before the answers; None where they hold it themselves."""
-        field = self.config.messages_field
-        names: tuple[str, ...] = (*CONVERSATIONS, PAIR[0]) if field is None else (field,)
-        found = next((name for name in names if record.values.get(name)), None)
-        if found is not None:
-            return prompt_in(record, found)
-        if record.values.get(ALPACA[0]):
-            return (USER,), (spoken(record, ALPACA[:2]),)
-        return None
-
-    def _parted(
-        self, record: Record, chosen: Any, rejected: Any
-    ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Two conversations that differ in the last turn."""
-        if not (isinstance(chosen, list) and isinstance(rejected, list)):
-            raise no_conversation(record, "prompt, chosen, rejected")
-        one, other = (
-            with_answer(((), ()), value, record.place, field)
-            for value, field in zip((chosen, rejected), ANSWERS, strict=True)
-        )
-        roles, texts = one[0][:-1], one[1][:-1]
-        if (roles, texts) != (other[0][:-1], other[1][:-1]) or not roles:
-            raise DataError(
-                f"{record.place}: {ANSWERS[0]} and {ANSWERS[1]} do not answer one prompt",
-                fix="remove the line, or write the prompt in a field of its own",
-            )
-        return roles, texts, tuple(self._answer(x, len(roles), record) for x in (one, other))
-
-    @staticmethod
-    def _answer(turns: Turns, before: int, record: Record) -> str:
-        roles, texts = turns[0][before:], turns[1][before:]
-        if roles != (ASSISTANT,):
-            raise DataError(
-                f"{record.place}: an answer is not one turn of the assistant's",
-                fix="write one text, or one message, in each of the two fields",
-            )
-        return texts[0]
+        answers = self.need(record, "chosen_field"), self.need(record, "rejected_field")
+        return Example(*pair_in(record, answers, self.config.messages_field))
 
     def example(self, text: str) -> Example:
         return Example((USER,), (normalize(text),))
@@ -222,7 +155,7 @@ class Task(_base.Task[Example, Judged]):
 
     @property
     def wanted(self) -> list[str]:
-        return [*super().wanted, *CONVERSATIONS, *ALPACA, *PAIR, "system"]
+        return [*super().wanted, *FIELDS]
 
     # --- how it becomes a batch ------------------------------------------------------------------
 

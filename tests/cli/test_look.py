@@ -114,6 +114,14 @@ def test_a_page_is_written_once_and_holds_no_markup_of_users(
     assert again.code == 2 and "is there already" in again.err and page.read_text() == html
 
 
+def test_of_a_pair_both_answers_are_shown(tool: Any, model: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "One?", "chosen": "Two.", "rejected": "Six."}))
+    told = tool("look", pairs, "--model", model, "--task", "preferences")
+    assert told.code == 0 and "line 1, chosen: 12 tokens, 5 learned" in told.out
+    assert "<|assistant|>⟦Two.<|end|>⟧" in told.out and "⟦Six.<|end|>⟧" in told.out
+
+
 def test_without_a_model_a_tokenizer_is_made(tool: Any, table: Path) -> None:
     told = tool("look", table, "--limit", 1)
     assert told.code == 0 and "tokenizer is trained on this data" in told.err

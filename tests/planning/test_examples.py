@@ -70,3 +70,21 @@ def test_warm_up_is_a_share_of_the_steps_that_fit() -> None:
     fitting = 60 / short["step_s"]
     assert fitting < 0.5 * short["steps"]
     assert short["training.warmup_steps"] <= round(1.1 * WARMUP_SHARE * fitting)
+
+
+@pytest.mark.parametrize(
+    ("task", "rank", "times"),
+    [("instructions", 0, 1), ("instructions", 8, 10), ("preferences", 0, 0.2)],
+)
+def test_rates_of_fine_tuning(task: str, rank: int, times: float) -> None:
+    room = registry.load("models", "llama")
+    pretrained = room.Config(vocab_size=4096, d_model=768, n_layers=2, n_heads=12).model_dump()
+    given = {"model": {"family": "llama"}, "corpus": {"seq_len": SEQ_LEN}, "lora": {"rank": rank}}
+    facts = ExampleFacts(task, "causal", 1000, 100_000, 10_000, {}, pretrained)
+    result = plan_examples(
+        facts, MACHINE, given, precision="bf16",
+        batches_per_epoch=lambda _: PER_EPOCH, time_step=lambda *_: 0.1,
+    )  # fmt: skip
+    found = {x.key: x.value for x in result.choices}
+    assert found["training.lr"] == pytest.approx(times * 5e-5)
+    assert found["training.optimizer"] == "adamw"

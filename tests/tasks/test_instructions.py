@@ -321,6 +321,19 @@ def test_a_tokenizer_without_a_template_gets_marks_of_its_own() -> None:
     ]  # fmt: skip
 
 
+def test_marks_on_a_published_vocabulary(shared_data: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
+    tokenizer = Tokenizer.load(shared_data / "checkpoints" / "tok512.bin").for_chat()
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = messages_of(TALK.roles, TALK.texts)
+    ((_, seen),) = Task(Config()).seen(TALK, tokenizer, 1000)
+    assert seen.ids == theirs.apply_chat_template(messages, return_dict=False)
+    assert seen.ids[:2] == [tokenizer.bos_id, 512] and tokenizer.vocab_size == 516
+    again = Tokenizer.load(tmp_path)
+    assert again.chat_ids(messages, add_generation_prompt=False) == seen.ids
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_words_begin_as_the_mean_of_the_known(tied: bool) -> None:
     config = llama.Config(vocab_size=20, d_model=8, n_layers=1, n_heads=1, tied_head=tied)
