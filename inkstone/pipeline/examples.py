@@ -357,7 +357,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     training = recipe.training
     model = begin(prepared, session)
     if task.REFERS:
-        refer(prepared, model)
+        refer(prepared, model, session.observer)
     adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)

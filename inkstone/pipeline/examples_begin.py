@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from inkstone.checkpoint import load_model
 from inkstone.corpora.examples import in_batches
 from inkstone.inference.predict import TOKENS_AT_ONCE, Predictor, evaluating
 from inkstone.models._base import adopt
+from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.timing import build_model
 from inkstone.planning.plan import Choice, Plan
 from inkstone.recipe import Recipe
@@ -56,8 +58,10 @@ def predictor_of(prepared: Prepared, model: Any) -> Predictor[Any, Any]:
     return Predictor(prepared.task, model, prepared.kind, prepared.tokenizer, length)
 
 
-def refer(prepared: Prepared, model: Any) -> None:
+def refer(prepared: Prepared, model: Any, observer: Observer) -> None:
     """Let the task keep what the pretrained weights say of every example."""
+    observer.stage("reference")
+    began = time.monotonic()
     task, table, tokenizer = prepared.task, prepared.table, prepared.tokenizer
     assert table is not None and tokenizer is not None
     codec = Codec(tokenizer, predictor_of(prepared, model).max_length)
@@ -65,6 +69,13 @@ def refer(prepared: Prepared, model: Any) -> None:
     for part in ("valid", "test"):
         for own in task.encode(list(prepared.examples.part(part)), codec):
             rows += own
+    done = 0
     with evaluating(model):
         for numbers in in_batches(task.lengths(rows), TOKENS_AT_ONCE):
             task.refer(model, [rows[i] for i in numbers], codec.pad_id)
+            done += len(numbers)
+            observer.progress(done, len(rows), f"{task.UNIT}s")
+    observer.stage_done(
+        "reference", f"{done:,} {task.UNIT}s read by the weights as they are",
+        time.monotonic() - began,
+    )  # fmt: skip
