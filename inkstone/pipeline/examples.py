@@ -358,6 +358,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     model = begin(prepared, session)
     if task.REFERS:
         refer(prepared, model, session.observer)
+        session.observer.stage("train")
     adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
