@@ -15,7 +15,7 @@ from inkstone.tasks._turns import ASSISTANT, SOURCE, SYSTEM, USER, turns_of
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import listed, text_of
 from inkstone.text.table import Record
-from inkstone.tokenizers.tokenizer import Tokenizer
+from inkstone.tokenizers.chat import ChatFormat
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns",
                  "utterances")  # fmt: skip
@@ -125,9 +125,7 @@ def messages_of(roles: Sequence[str], texts: Sequence[str]) -> list[dict[str, st
     return [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
 
 
-def taught(
-    messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, most: int
-) -> Iterator[Taught]:
+def taught(messages: Sequence[Mapping[str, str]], chat: ChatFormat, most: int) -> Iterator[Taught]:
     """A conversation as rows of at most `most` ids, each answer in one of them.
 
     One that is too long is cut where the user speaks; the system's message stands before each part.
@@ -142,15 +140,15 @@ def taught(
         return [*system, *messages[places[a] : places[b]]]
 
     def fits(a: int, b: int) -> bool:
-        return len(tokenizer.chat_ids(part(a, b), add_generation_prompt=False)) <= most
+        return len(chat.write(part(a, b), add_generation_prompt=False).ids) <= most
 
     done, last = 0, len(places) - 1
     while done < last:
-        end = last
-        if not fits(done, last):
+        end, whole = last, chat.teach(part(done, last))
+        if len(whole.ids) > most and last > done + 1:
             ends = range(done + 1, last)
             end = done + max(1, bisect.bisect_left(ends, True, key=lambda b: not fits(done, b)))
-        whole = tokenizer.chat_format.teach(part(done, end))
+            whole = chat.teach(part(done, end))
         yield Taught(whole.ids[:most], whole.learned()[:most], max(0, len(whole.ids) - most))
         done = end
 

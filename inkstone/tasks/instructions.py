@@ -135,7 +135,7 @@ class Task(_base.Task[Example, Heard]):
         Raises:
             TokenizerError: The template fails, or ends answers with no control token.
         """
-        parts = list(taught(messages_of(example.roles, example.texts), tokenizer, most))
+        parts = list(taught(messages_of(example.roles, example.texts), tokenizer.chat_format, most))
         several = len(parts) > 1
         return [(f"part {n}" if several else "", part) for n, part in enumerate(parts, 1)]
 

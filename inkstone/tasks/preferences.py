@@ -164,10 +164,10 @@ class Task(_base.Task[Example, Judged]):
 
     def seen(self, example: Example, tokenizer: Tokenizer, most: int) -> list[tuple[str, Taught]]:
         """Both conversations as the model sees them; of each, the last answer counts."""
-        found = []
+        found, chat = [], tokenizer.chat_format
         for name, answer in zip(ANSWERS, (example.chosen, example.rejected), strict=True):
             turns = (*example.roles, ASSISTANT), (*example.texts, answer)
-            whole = tokenizer.chat_format.teach(messages_of(*turns))
+            whole = chat.teach(messages_of(*turns))
             learned = [False] * len(whole.ids)
             for start, end in whole.answers[-1:] if answer else ():
                 learned[start:end] = [True] * (end - start)

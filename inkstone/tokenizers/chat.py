@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -26,6 +27,7 @@ MAX_TURNS = 10_000
 MAX_ASKED = 64  # last answers of a conversation whose prompts are written too
 _EDGE = 64  # characters of white space around a message that a template may see, to trim them
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no filter of a template changes them
+_STAND_IN = re.compile(f"{_OPEN}(\\d{{1,20}}):(\\d{{1,9}}){_CLOSE}", re.ASCII)
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -104,22 +106,34 @@ class ChatFormat:
         rendered = render(
             self.template, held, add_generation_prompt=add_generation_prompt, **self.names
         )
-        pen = _Pen(self.encode)
-        table = {token.content: (i, token) for i, token in self.control.items()}
-        ordered = sorted(table, key=len, reverse=True)
-        literal = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
-        for number, part in enumerate(re.split(f"{_OPEN}{nonce}:(\\d+){_CLOSE}", rendered)):
-            if number % 2:
-                core, answer = spoken[_index(part, len(spoken))]
-                pen.say(core, answer=answer)
+        pen, done = _Pen(self.encode), 0
+        for match in _STAND_IN.finditer(rendered):
+            if match[1] != nonce:
                 continue
-            start = 0
-            for match in literal.finditer(part):
-                pen.write(part[start : match.start()])
-                pen.control(*table[match[0]])
-                start = match.end()
-            pen.write(part[start:])
+            self._markup(pen, rendered[done : match.start()])
+            core, answer = spoken[_index(match[2], len(spoken))]
+            pen.say(core, answer=answer)
+            done = match.end()
+        self._markup(pen, rendered[done:])
         return pen.transcript()
+
+    def _markup(self, pen: _Pen, text: str) -> None:
+        """What the template itself wrote, and the control tokens in it."""
+        start = 0
+        for match in self._literal.finditer(text):
+            pen.write(text[start : match.start()])
+            pen.control(*self._table[match[0]])
+            start = match.end()
+        pen.write(text[start:])
+
+    @cached_property
+    def _table(self) -> dict[str, tuple[int, AddedToken]]:
+        return {token.content: (i, token) for i, token in self.control.items()}
+
+    @cached_property
+    def _literal(self) -> re.Pattern[str]:
+        ordered = sorted(self._table, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     def teach(self, messages: Sequence[Mapping[str, Any]]) -> Transcript:
         """Ids of a finished conversation, for training: an answer begins where its prompt ends.

@@ -230,7 +230,7 @@ def test_long_conversations_are_cut_where_the_user_speaks(
     texts = [chr(97 + i % 26) * n for i, n in enumerate(lengths) for _ in "qa"]
     if system:
         roles, texts = ["system", *roles], ["SSS", *texts]
-    rows = list(taught(messages_of(roles, texts), tokenizer, most))
+    rows = list(taught(messages_of(roles, texts), tokenizer.chat_format, most))
     assert all(len(row.ids) <= most for row in rows)
     marks = {tokenizer.backend.token_to_id(f"<|{r}|>"): r for r in ("system", "user", "assistant")}
     said = ""
