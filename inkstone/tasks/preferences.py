@@ -30,8 +30,8 @@ from inkstone.tasks._base import Mistake, Row, Rows
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
 from inkstone.tasks._conversations import FIELDS, Taught, messages_of, shifted
-from inkstone.tasks._pairs import ANSWERS, pair_in
 from inkstone.tasks._turns import ASSISTANT, USER
+from inkstone.tasks._two_answers import ANSWERS, pair_in
 from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
 from inkstone.tokenizers.tokenizer import Tokenizer
