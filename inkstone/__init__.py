@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "__version__", "import_model", "load", "train"]
+__all__ = ["LanguageModel", "__version__", "import_model", "load", "search", "train"]
 
 if TYPE_CHECKING:
-    from inkstone.api import LanguageModel, import_model, load, train
+    from inkstone.api import LanguageModel, import_model, load, search, train
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"LanguageModel", "import_model", "load", "train"}:
+    if name in {"LanguageModel", "import_model", "load", "search", "train"}:
         from inkstone import api
 
         return getattr(api, name)

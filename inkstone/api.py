@@ -19,9 +19,10 @@ from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.embed import BATCH_SIZE, Pooling, embed
+from inkstone.inference.embed import BATCH_SIZE, Embedder, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
 from inkstone.inference.grounding import Library
+from inkstone.inference.index import By, Index, Passage
 from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
 from inkstone.inference.respond import Respondent
 from inkstone.nn import lora
@@ -109,6 +110,36 @@ def load(folder: str | Path, *, device: str = "auto") -> Any:
         return LanguageModel(path, predictor.model, predictor.tokenizer, info, predictor)
     model, tokenizer, info = load_model(path, device=where)
     return LanguageModel(path, model, tokenizer, info)
+
+
+def search(
+    docs: str | Path | Sequence[str | Path],
+    query: str,
+    *,
+    model: LanguageModel | str | Path | None = None,
+    top: int = 5,
+    by: By = "both",
+    index: str | Path | None = None,
+    device: str = "auto",
+) -> list[Passage]:
+    """The passages of a folder of documents that answer a query, best first.
+
+    Args:
+        docs: A folder, file or pattern, or a list of those.
+        query: A question, or words.
+        model: An encoder, or its folder or name; None searches by words alone.
+        top: How many passages at most.
+        by: "words" (BM25), "meaning" (vectors), or "both".
+        index: Folder that keeps the index; None keeps it in the user's cache.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        DataError: The documents cannot be read, or hold no text.
+        ModelError: The model is no encoder.
+    """
+    opened = load(model, device=device) if isinstance(model, str | Path) else model
+    embedder = None if opened is None else opened.embedder()
+    return Index.open(docs, embedder, folder=index).search(query, top, by=by)
 
 
 def import_model(
@@ -368,6 +399,37 @@ class LanguageModel(TaskMethods):
             ModelError: The model is no encoder.
             UsageError: It has no tokenizer.
         """
+        self._check_embeds()
+        several = [texts] if isinstance(texts, str) else list(texts)
+        pooling = Pooling.read(self.path)
+        assert self.tokenizer is not None
+        vectors = embed(self.model, self.tokenizer, several, pooling, batch_size=batch_size)
+        result: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
+        return result
+
+    def embedder(self) -> Embedder:
+        """What an `Index` searches with.
+
+        Raises:
+            ModelError: The model is no encoder.
+            UsageError: It has no tokenizer.
+        """
+        self._check_embeds()
+        assert self.tokenizer is not None
+        return Embedder.of(self.path, self.model, self.tokenizer)
+
+    def similarity(self, text: str, other: str) -> float:
+        """The cosine of the vectors of two texts, from −1 to 1.
+
+        Raises:
+            ModelError: The model is no encoder.
+            UsageError: It has no tokenizer.
+        """
+        a, b = self.embed([text, other])
+        size = float((a @ a) * (b @ b)) ** 0.5
+        return float(a @ b) / size if size else 0.0
+
+    def _check_embeds(self) -> None:
         if self.kind != "encoder":
             raise ModelError(
                 f"{self.path} is a {self.family} model, which continues text; only encoders (BERT "
@@ -375,11 +437,6 @@ class LanguageModel(TaskMethods):
             )
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer, so text cannot be read")
-        several = [texts] if isinstance(texts, str) else list(texts)
-        pooling = Pooling.read(self.path)
-        vectors = embed(self.model, self.tokenizer, several, pooling, batch_size=batch_size)
-        result: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
-        return result
 
     def perplexity(
         self,

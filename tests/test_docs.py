@@ -46,7 +46,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place with `texts/`, and with tables of every kind, for a page's commands."""
+    """A place with `texts/` and the tables of `news/`, `captions/`, …, for a page's commands."""
     (tmp_path / "texts").mkdir()
     for number in range(30):
         text = f"Document {number} tells of the number {number * number}. " * 20
@@ -58,7 +58,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     talks = [{"instruction": f"Is {n} odd?", "output": "Yes." if n % 2 else "No."}
              for n in range(40)]  # fmt: skip
     pairs = [{"prompt": f"Is {n} odd?", "chosen": "Yes.", "rejected": "No."} for n in range(40)]
-    tables = {"news": news, "captions": captions, "talks": talks, "pairs": pairs}
+    questions = [
+        {
+            "question": f"Who won {n} to 0?",
+            "context": f"The cup won {n} to 0.",
+            "answers": "The cup",
+        }
+        for n in range(40)
+    ]
+    mails = [
+        {"text": f"Dear all. We meet at {n}. Bring cake.", "summary": f"We meet at {n}"}
+        for n in range(40)
+    ]
+    sentences = [
+        {"tokens": ["Ada", "met", town, "."], "tags": ["B-PER", "O", "B-LOC", "O"]}
+        for town in ["Rome", "Oslo", "Lima", "Bern"] * 10
+    ]
+    tables = {
+        "sentences": sentences,
+        "news": news,
+        "captions": captions,
+        "questions": questions,
+        "mails": mails,
+        "talks": talks,
+        "pairs": pairs,
+    }
     for name, rows in tables.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -18,6 +18,7 @@ import typer
 
 from inkstone import __version__
 from inkstone.cli import (
+    answer,
     chat,
     demo,
     doctor,
@@ -30,6 +31,7 @@ from inkstone.cli import (
     recipes,
     report,
     run,
+    search,
     train,
     vectors,
 )
@@ -44,20 +46,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo,
-    train,
-    generate,
-    chat,
-    run,
-    eval,
-    look,
-    report,
-    load,
-    import_,
-    merge,
-    recipes,
-    doctor,
-)
+    demo, train, generate, chat, run, answer, search, eval, look, report, load, import_, merge,
+    recipes, doctor,
+)  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)

@@ -199,6 +199,8 @@ def _use(run: str, task: str) -> list[str]:
     """Commands that use a finished task."""
     if task in TALKING:
         return [f"  inkstone chat {run}"]
+    if task == "similarity":
+        return [f'  inkstone search {run} FOLDER "…"']
     more = f"  inkstone run {run} --input FILE.jsonl --output PREDICTED.jsonl"
     return [f'  inkstone run {run} "…"', more]
 

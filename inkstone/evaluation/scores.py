@@ -18,6 +18,8 @@ import numpy.typing as npt
 from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.evaluation.metrics import spans
+from inkstone.tasks._answers import is_exact, overlap
+from inkstone.text import rouge
 
 RESAMPLES = 1000
 Weights = npt.NDArray[np.float64]
@@ -81,6 +83,7 @@ def score(
     """
     if not len(given):
         raise DataError("there are no examples to score")
+    found = task.among(found, given)
     result = []
     draws = [_draw(len(given), seed, i) for i in range(resamples)]
     for name in task.metrics:
@@ -100,7 +103,7 @@ def score(
 
 def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
     """The scores alone, quickly: for looks during training. Those that need a text are left out."""
-    ones = np.ones(len(given))
+    ones, found = np.ones(len(given)), task.among(found, given)
     prepared = {n: METRICS[n][1](task, found, given) for n in task.metrics if n in METRICS}
     return {name: value(ones) for name, value in prepared.items() if value is not None}
 
@@ -244,6 +247,66 @@ def _margins(found: Sequence[Any]) -> list[float]:
     return [math.nan if f.margin is None else f.margin for f in found]
 
 
+# --- texts that belong together ------------------------------------------------------------------
+
+
+def _recall_at(most: int) -> Callable[..., Valued]:
+    def prepare(task: Any, found: Sequence[int], given: Sequence[Any]) -> Valued:
+        hit = (np.array(found) <= most).astype(np.float64)
+        return lambda w: float(w @ hit / w.sum())
+
+    return prepare
+
+
+def _mrr_at_10(task: Any, found: Sequence[int], given: Sequence[Any]) -> Valued:
+    places = np.array(found, np.float64)
+    part = np.where(places <= 10, 1 / places, 0.0)
+    return lambda w: float(w @ part / w.sum())
+
+
+def _spearman(task: Any, found: Sequence[float], given: Sequence[float]) -> Valued:
+    columns = [np.unique(np.array(x, np.float64), return_inverse=True)[1] for x in (found, given)]
+
+    def value(w: Weights) -> float:
+        ranks = []
+        for column in columns:  # equal values share the mean of their ranks
+            counts = np.bincount(column, w)
+            ranks.append((counts.cumsum() - (counts - 1) / 2)[column])
+        a, b = (rank - w @ rank / w.sum() for rank in ranks)
+        spread = math.sqrt(float(w @ (a * a)) * float(w @ (b * b)))
+        return float(w @ (a * b)) / spread if spread else 0.0
+
+    return value
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _of_each(value: Callable[[str, Sequence[str]], float]) -> Callable[..., Valued]:
+    """The mean of what each found answer is worth beside the right ones."""
+
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        worth = np.array([value(f, g) for f, g in zip(found, given, strict=True)], np.float64)
+        return lambda w: float(w @ worth / w.sum())
+
+    return prepare
+
+
+# --- summaries -----------------------------------------------------------------------------------
+
+
+def _rouge(kind: str) -> Callable[[Any, Sequence[Any], Sequence[Any]], Valued]:
+    def prepare(task: Any, found: Sequence[Any], given: Sequence[Any]) -> Valued:
+        """Answers are tuples of texts: the one that was found, and all that are right."""
+        pairs = zip(found, given, strict=True)
+        each = np.array([rouge.best(kind, text, right) for (text,), right in pairs])
+        return lambda w: float(w @ each / w.sum())
+
+    return prepare
+
+
+_OF_SUMMARIES = " (F1, no stemming) with the nearest summary that is given, the mean"
+
 METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], Valued | None]]] = {
     "accuracy": ("share of examples with the right label", _accuracy),
     "f1": ("F1 of the label {positive!r}: 2 tp / (2 tp + fp + fn)", _f1),
@@ -265,6 +328,25 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
         lambda task, found, given: _above([f.chosen - f.rejected for f in found]),
     ),
     "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
+    "mrr_at_10": ("mean of 1 / place of the right candidate, 0 beyond the tenth", _mrr_at_10),
+    "recall_at_1": ("share of texts whose right candidate comes first", _recall_at(1)),
+    "recall_at_10": ("share of texts whose right candidate is among the first 10", _recall_at(10)),
+    "spearman": ("rank correlation of cosine and score, ties at their mean rank", _spearman),
+    "answer_f1": (
+        "mean F1 of words with the nearest right answer, as SQuAD's script",
+        _of_each(overlap),
+    ),
+    "answer_exact": (
+        "share of answers with the words of a right one, as SQuAD's script",
+        _of_each(is_exact),
+    ),
+    "answerable_accuracy": (
+        "share of questions rightly answered or left without an answer",
+        _of_each(lambda found, given: bool(found) == bool(given)),
+    ),
+    "rouge1": (f"words in common{_OF_SUMMARIES}", _rouge("rouge1")),
+    "rouge2": (f"pairs of words in common{_OF_SUMMARIES}", _rouge("rouge2")),
+    "rougeL": (f"longest common subsequence of words{_OF_SUMMARIES}", _rouge("rougeL")),
     "span_f1": ("micro F1 of spans with the right type, start and end, as conlleval", _span_f1),
 }
 

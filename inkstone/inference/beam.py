@@ -23,13 +23,16 @@ class BeamConfig(Section):
     """How to search.
 
     One beam is greedy search. `early_stopping` ends a row once as many texts are complete as there
-    are beams; otherwise it goes on while a running text could still become the best.
+    are beams; otherwise it goes on while a running text could still become the best. A token that
+    would write a run of `no_repeat_ngram` tokens a second time, what was read first included, has
+    probability 0 (Paulus et al. 2017, section 2.5).
     """
 
     n_beams: int = Field(default=4, ge=1, le=256)
     max_tokens: int = Field(default=128, ge=1, le=1 << 20)
     length_penalty: float = Field(default=1.0, ge=-10.0, le=10.0, description="α; 0: sums")
     early_stopping: bool = False
+    no_repeat_ngram: int = Field(default=0, ge=0, le=64, description="0: any may be repeated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,12 @@ def search(
     done: list[list[Hypothesis]] = [[] for _ in range(n_rows)]
     closed = [False] * n_rows
     n_kept = width * (1 + max(1, len(end_ids)))  # enough that W of them do not end
+    begun = first[::width].tolist()
     new = first
     for length in range(1, config.max_tokens + 1):
         log_p = torch.log_softmax(step(new).float(), -1).view(n_rows, width, -1)
+        if config.no_repeat_ngram:
+            _block(log_p, begun, texts, config.no_repeat_ngram)
         n_words = log_p.shape[-1]
         total = (running[..., None] + log_p).view(n_rows, -1)
         best, places = total.topk(min(n_kept, width * n_words), dim=1)
@@ -130,8 +136,8 @@ def translate(
     cache = model.new_cache(n, min(model.config.max_seq_len, config.max_tokens + 1))
 
     def step(new: Tensor) -> Tensor:
-        scores: Tensor = model.logits(model.hidden(new, memory, cache=cache)[:, -1])
-        return scores
+        scores: Tensor = model.scores(model.hidden(new, memory, cache=cache)[:, -1:], memory)
+        return scores[:, 0]
 
     first = torch.full((n, 1), model.config.start_id, device=source_ids.device)
     return search(step, cache.reorder, first, config, end_ids)
@@ -171,6 +177,16 @@ def _check(config: BeamConfig, max_seq_len: int, taken: int) -> None:
             f"of which {taken} are taken",
             fix=f"max_tokens may be at most {max(0, max_seq_len + 1 - taken)}",
         )
+
+
+def _block(log_p: Tensor, begun: list[list[int]], texts: list[list[list[int]]], n: int) -> None:
+    """Take all probability from tokens that would end a run of n tokens that is there already."""
+    for row, beams in enumerate(texts):
+        for beam, written in enumerate(beams):
+            ids = begun[row] + written
+            start = len(ids) - n + 1  # of the run that the next token ends
+            seen = [ids[i + n - 1] for i in range(start) if ids[i : i + n - 1] == ids[start:]]
+            log_p[row, beam, seen] = float("-inf")
 
 
 def _keep(done: list[Hypothesis], new: Hypothesis, width: int) -> None:

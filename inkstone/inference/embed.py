@@ -6,23 +6,26 @@ T columns, N texts, D d_model.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from inkstone import __version__
 from inkstone.errors import CheckpointError, UsageError
-from inkstone.files import parse_json, read_json
+from inkstone.files import parse_json, read_json, sha256, write_json
+from inkstone.nn.pooling import MODES, Mode, pool
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-Mode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
-MODES: tuple[Mode, ...] = ("mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken")
+__all__ = ["BATCH_SIZE", "MODES", "Embedder", "Mode", "Pooling", "embed", "pool"]
+
 _FLAGS: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -31,6 +34,7 @@ _FLAGS: dict[str, Mode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _OTHER = "pooling_mode_weightedmean_tokens"
+_TYPE = "sentence_transformers.models."  # names of steps that every version of theirs reads
 BATCH_SIZE = 32
 MAX_MODULES = 16
 
@@ -89,6 +93,69 @@ class Pooling:
         lower = table.get("do_lower_case") is True
         return cls(mode, len(kinds) == 3, longest, lower, prompt or "")
 
+    def write(self, folder: Path, width: int) -> None:
+        """Write the files from which sentence-transformers, and `read`, know how to pool.
+
+        Args:
+            folder: That of the model.
+            width: Of a vector, D.
+        """
+        steps = ["Transformer", "Pooling", "Normalize"][: 3 if self.normalize else 2]
+        listing = [
+            {"idx": i, "name": str(i), "path": f"{i}_{step}" if i else "", "type": _TYPE + step}
+            for i, step in enumerate(steps)
+        ]
+        (folder / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        flags = {flag: mode == self.mode for flag, mode in _FLAGS.items()}
+        table = {"word_embedding_dimension": width, **flags}
+        write_json(folder / "1_Pooling" / "config.json", table)
+        longest = {"max_seq_length": self.max_tokens, "do_lower_case": self.lowercase}
+        write_json(folder / "sentence_bert_config.json", longest)
+        about: dict[str, Any] = {
+            "__version__": {"inkstone": __version__},
+            "prompts": {"default": self.prompt} if self.prompt else {},
+            "default_prompt_name": "default" if self.prompt else None,
+            "similarity_fn_name": "cosine",
+        }
+        write_json(folder / "config_sentence_transformers.json", about)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What turns texts into vectors, and by what other vectors of the same make are known.
+
+    Attributes:
+        model: Of `KIND` "encoder".
+        tokenizer: Its own.
+        pooling: How the states of the tokens become one vector.
+        fingerprint: Equal for equal weights, tokenizer and pooling.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    pooling: Pooling
+    fingerprint: str
+
+    @classmethod
+    def of(cls, folder: Path, model: Any, tokenizer: Tokenizer) -> Embedder:
+        """Of an opened folder.
+
+        Raises:
+            CheckpointError: How it pools is not known here.
+        """
+        used = ("*.safetensors", "config.json", "*token*.json", "*sent*_*.json", "*/config.json")
+        paths = sorted({path for pattern in used for path in folder.glob(pattern)})
+        hashes = [[path.relative_to(folder).as_posix(), sha256(path)] for path in paths]
+        digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        return cls(model, tokenizer, Pooling.read(folder), digest)
+
+    def __call__(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """[N, D]; as `embed`."""
+        return embed(self.model, self.tokenizer, texts, self.pooling, progress=progress)
+
 
 @torch.inference_mode()
 def embed(
@@ -98,6 +165,7 @@ def embed(
     pooling: Pooling,
     *,
     batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Vectors of texts, [N, D], in their order; texts of similar length share a batch.
 
@@ -107,6 +175,7 @@ def embed(
         texts: Any number of them.
         pooling: How the states of the tokens become one vector.
         batch_size: Rows computed together.
+        progress: Told after each batch how many texts are done.
 
     Raises:
         UsageError: `batch_size` is below 1.
@@ -116,13 +185,18 @@ def embed(
     limit = min(model.config.max_seq_len, pooling.max_tokens or model.config.max_seq_len)
     rows = _rows(tokenizer, [pooling.prompt + text for text in texts], limit, pooling.lowercase)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    vectors = np.zeros((len(rows), model.config.d_model), np.float32)
+    vectors = np.zeros((0, model.config.d_model), np.float32)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            vectors[places] = _batch(model, [rows[i] for i in places], tokenizer, pooling)
+            found = _batch(model, [rows[i] for i in places], tokenizer, pooling)
+            if not len(vectors):  # readers of two directions give more than d_model
+                vectors = np.zeros((len(rows), found.shape[1]), np.float32)
+            vectors[places] = found
+            if progress is not None:
+                progress(min(start + batch_size, len(rows)))
     finally:
         model.train(was_training)
     return vectors
@@ -150,23 +224,6 @@ def _batch(
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
     result: npt.NDArray[np.float32] = vectors.cpu().numpy()
     return result
-
-
-def pool(states: Tensor, mask: Tensor, mode: Mode) -> Tensor:
-    """States of tokens to one vector a row: [B, T, D], [B, T] → [B, D]; zeros for a row of none."""
-    real = mask[:, :, None]
-    count = real.sum(1).clamp(min=1)
-    if mode == "cls":
-        chosen = mask.int().argmax(1)
-    elif mode == "lasttoken":
-        chosen = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
-    elif mode == "max":
-        highest = states.masked_fill(~real, -torch.inf).amax(1)
-        return highest.masked_fill(highest.isinf(), 0.0)
-    else:
-        total = (states * real).sum(1)
-        return total / (count if mode == "mean" else count.sqrt())
-    return states[torch.arange(len(states), device=states.device), chosen]
 
 
 def _mode(path: Path) -> Mode:

@@ -2,39 +2,28 @@
 
 The toolset of Thoppilan et al. 2022 (section 6.2) has an information retrieval system that takes a
 query and gives snippets with where they stand. Here it is the reader's own folder; nothing is
-fetched. Ranking after Robertson and Zaragoza 2009 ("The Probabilistic Relevance Framework: BM25 and
-Beyond", equation 3.15), with the inverse document frequency that never falls below zero:
-
-    Σ over t:  ln(1 + (N − n + ½) / (n + ½)) · f (k₁ + 1) / (f + k₁ (1 − b + b · l / l̄))
-
-for the terms t of the query: N passages, n of them hold t, f times here; l terms in this passage,
-l̄ on average.
+fetched.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from inkstone.errors import DataError
+from inkstone.text.bm25 import BM25, terms
 from inkstone.text.config import TextConfig
 from inkstone.text.normalize import normalize
+from inkstone.text.passages import spans
 from inkstone.text.readers import read
 
-K1, B = 1.2, 0.75
-PASSAGE_WORDS = 100
 MAX_PASSAGES = 1 << 20
 CITED = 0.5  # of what an answer says must stand in a passage that it cites
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_TERM = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +73,14 @@ class Library:
     """
 
     def __init__(self, passages: Iterable[Passage]) -> None:
-        self.passages: list[Passage] = []
-        held: dict[str, list[tuple[int, int]]] = {}
-        lengths: list[int] = []
-        for number, passage in enumerate(passages):
-            if number >= MAX_PASSAGES:
-                raise DataError(
-                    f"more than {MAX_PASSAGES:,} passages", fix="name a smaller folder as source"
-                )
-            counts = Counter(terms(passage.text))
-            for term, count in counts.items():
-                held.setdefault(term, []).append((number, count))
-            self.passages.append(passage)
-            lengths.append(counts.total())
+        self.passages = list(islice(passages, MAX_PASSAGES + 1))
+        if len(self.passages) > MAX_PASSAGES:
+            raise DataError(
+                f"more than {MAX_PASSAGES:,} passages", fix="name a smaller folder as source"
+            )
         if not self.passages:
             raise DataError("the sources hold no text", fix="name a folder with text in it")
-        self._held = {term: np.array(pairs, np.int64).T for term, pairs in held.items()}
-        self._length = np.array(lengths, np.float64)
-        self._length /= max(1.0, float(self._length.mean()))
+        self._counts = BM25.of(passage.text for passage in self.passages)
 
     @classmethod
     def open(cls, folder: Path | str, config: TextConfig | None = None) -> Library:
@@ -119,8 +98,7 @@ class Library:
 
     def rarity(self, term: str) -> float:
         """Inverse document frequency of a term, in nats."""
-        n = self._held[term].shape[1] if term in self._held else 0
-        return math.log1p((len(self.passages) - n + 0.5) / (n + 0.5))
+        return self._counts.rarity(term)
 
     def search(self, query: str, top: int = 3) -> list[Found]:
         """The best passages, best first; those that share no term with the query are left out.
@@ -129,12 +107,7 @@ class Library:
             query: Words, in any order.
             top: How many at most.
         """
-        scores: npt.NDArray[np.float64] = np.zeros(len(self.passages))
-        for term, times in sorted(Counter(terms(query)).items()):
-            if term in self._held:
-                numbers, f = self._held[term]
-                slowed = f + K1 * (1 - B + B * self._length[numbers])
-                scores[numbers] += times * self.rarity(term) * f * (K1 + 1) / slowed
+        scores = self._counts.scores(query)
         order = np.argsort(-scores, kind="stable")[:top]
         return [Found(self.passages[i], float(scores[i])) for i in order if scores[i] > 0]
 
@@ -143,17 +116,6 @@ class Library:
         said, there = set(terms(answer)), set(terms(passage.text))
         weight = {term: self.rarity(term) for term in said}
         return sum(weight[t] for t in sorted(said & there)) / max(1e-9, sum(weight.values()))
-
-
-def terms(text: str) -> list[str]:
-    """Words in lower case; of scripts without spaces, overlapping pairs of characters."""
-    found: list[str] = []
-    for term in _TERM.findall(normalize(text).casefold()):
-        if re.match(f"[{_CJK}]", term) and len(term) > 1:
-            found += [term[i : i + 2] for i in range(len(term) - 1)]
-        else:
-            found.append(term)
-    return found
 
 
 def _passages(root: Path, source: Path, config: TextConfig) -> Iterator[Passage]:
@@ -166,27 +128,6 @@ def _passages(root: Path, source: Path, config: TextConfig) -> Iterator[Passage]
 
 
 def cut(text: str) -> Iterator[str]:
-    """Passages of about a hundred words: paragraphs, short ones together, long ones by sentence."""
-    held: list[str] = []
-    size = 0
-    for paragraph in re.split(r"\n\s*\n", normalize(text)):
-        if held and size >= PASSAGE_WORDS // 2:
-            yield " ".join(held)
-            held, size = [], 0
-        for sentence in _sentences(paragraph):
-            words = len(terms(sentence))
-            if held and size + words > PASSAGE_WORDS:
-                yield " ".join(held)
-                held, size = [], 0
-            held.append(sentence)
-            size += words
-    if held:
-        yield " ".join(held)
-
-
-def _sentences(paragraph: str) -> Iterator[str]:
-    """Sentences without the space around them; one that is endless is cut between words."""
-    for sentence in _SENTENCE.split(paragraph):
-        words = sentence.split()
-        for start in range(0, len(words), PASSAGE_WORDS):
-            yield " ".join(words[start : start + PASSAGE_WORDS])
+    """Passages of about a hundred words, each on one line."""
+    text = normalize(text)
+    return (" ".join(text[start:end].split()) for start, end in spans(text))

@@ -105,6 +105,7 @@ def connect(task: Task[E, P], tokenizer: Tokenizer | None) -> None:
             search = BeamConfig(
                 n_beams=config.n_beams,
                 length_penalty=config.length_penalty,
+                no_repeat_ngram=config.no_repeat_ngram,
                 max_tokens=min(longest, model.config.max_seq_len),
             )
             found = translate(model, batch.source_ids, batch.source_mask, search, {eos_id})

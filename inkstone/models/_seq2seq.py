@@ -11,6 +11,7 @@ from inkstone.models._base import Network
 from inkstone.nn.attention import View
 from inkstone.nn.cache import MemoryCache
 from inkstone.nn.linear import Embedding
+from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.nn.positions import check_length
 
 
@@ -82,7 +83,26 @@ class EncoderDecoder(Network):
     ) -> Tensor:
         """[B, S] and [B, T] → [B, T, V]."""
         memory = self.encode(source_ids, source_mask=source_mask)
-        return self.logits(self.hidden(input_ids, memory, attention_mask=attention_mask))
+        return self.scores(self.hidden(input_ids, memory, attention_mask=attention_mask), memory)
+
+    def scores(self, hidden: Tensor, memory: Memory) -> Tensor:
+        """Scores of every word at places of the target: [B, T, D] → [B, T, V]."""
+        return self.logits(hidden)
+
+    def loss(
+        self, hidden: Tensor, memory: Memory, targets: Tensor, *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, int]:
+        """Sum over targets of −log softmax(scores)[target], in nats, and how many there are.
+
+        Args:
+            hidden: [B, T, D].
+            memory: Of the source.
+            targets: [B, T], IGNORE_INDEX where there is none.
+            label_smoothing: As in `chunked_cross_entropy`.
+        """
+        return chunked_cross_entropy(
+            hidden, self.head_weight, targets, bias=self.head_bias, label_smoothing=label_smoothing
+        )
 
     def new_cache(self, batch: int, capacity: int) -> MemoryCache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""

@@ -44,7 +44,7 @@ class Config(Section):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="embedding and residuals")
     norm_eps: float = Field(default=1e-12, gt=0.0, le=1.0)
     head: Head = "mlm"
-    pooler: bool = Field(default=False, description="keep the pooler although head is none")
+    pooler: bool = Field(default=False, description="keep the pooler although head is none or mlm")
     n_labels: int = Field(default=2, ge=1, le=1 << 20)
 
     @model_validator(mode="before")
@@ -54,6 +54,8 @@ class Config(Section):
         d_model = values.get("d_model", cls.model_fields["d_model"].default)
         if not values.get("d_ff") and isinstance(d_model, int):
             filled["d_ff"] = 4 * d_model
+        if values.get("head", "mlm") not in ("none", "mlm"):  # it has one or none of its own
+            filled["pooler"] = False
         return filled
 
     @model_validator(mode="after")

@@ -10,14 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from inkstone import __version__
-from inkstone.checkpoint import atomic_folder, save_model
+from inkstone.checkpoint import atomic_folder
 from inkstone.checkpoint.adapters import adapter_state, save_adapter
 from inkstone.errors import UsageError
 from inkstone.files import write_json
 from inkstone.nn import lora
 from inkstone.recipe import Recipe
 from inkstone.tasks._base import Task
-from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.training.state import weights_of
 
 ABOUT = "inkstone.json"
@@ -66,16 +65,23 @@ def attach(model: Any, recipe: Recipe) -> None:
 
 
 def saver(
-    model: Any, recipe: Recipe, tokenizer: Tokenizer, info: dict[str, Any]
+    model: Any, recipe: Recipe, write: Callable[[Path, Any], None], info: dict[str, Any]
 ) -> Callable[[Path], None]:
-    """Writes the model; of one with adapters the sum of both, and the adapters beside it."""
+    """Writes the model; of one with adapters the sum of both, and the adapters beside it.
+
+    Args:
+        model: In training.
+        recipe: Of the run.
+        write: (folder, model) → a model folder.
+        info: What the folder remembers; an adapter remembers it, too.
+    """
     base = Path(recipe.model.pretrained or "").name
 
     def save(out: Path) -> None:
         if not recipe.lora.rank:
-            save_model(out, model, tokenizer, info=info)
+            write(out, model)
             return
-        save_model(out, lora.merged(model), tokenizer, info=info)
+        write(out, lora.merged(model))
         (out / FOLDER).mkdir()
         save_adapter(out / FOLDER, model, base=base)
         write_json(out / FOLDER / ABOUT, {"inkstone": __version__, **info})

@@ -7,7 +7,7 @@ others are trained by the same loop as language models.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,18 +17,14 @@ import torch
 
 from inkstone import __version__, registry
 from inkstone import device as devices
-from inkstone.checkpoint import load_model
+from inkstone.checkpoint import load_model, save_model
 from inkstone.corpora.examples import ExampleStream, ExampleTable
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
 from inkstone.evaluation import scores
 from inkstone.files import sha256
-from inkstone.inference.predict import (
-    FITTED,
-    Predictor,
-    connect,
-    evaluating,
-)  # fmt: skip
+from inkstone.inference.embed import Pooling
+from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
 from inkstone.pipeline import adapting, embeddings, folder
 from inkstone.pipeline import examples_data as data
 from inkstone.pipeline.examples_begin import begin, find_weights, grown, predictor_of, refer
@@ -51,6 +47,7 @@ BEST = "best_by"  # the score that picks the best checkpoint: the task's own, le
 TIE = 1e-6
 LISTS = (("data", "path"), ("data", "valid"), ("data", "test"), ("data", "replay"),
          ("evaluation", "remember"))  # fmt: skip
+FOLDS = 4  # of the examples, where a fitted model's threshold is chosen
 TOKENIZER_KIND = {"encoder": "wordpiece", "seq2seq": "bpe"}
 
 
@@ -248,7 +245,8 @@ def _choose_tokenizer(
         plan.choices.append(
             Choice("tokenizer.kind", wanted, reason if wanted == "wordpiece" else "any text")
         )
-        folded = wanted == "wordpiece" and examples.task.NAME == "classification"
+        tasks = ("classification", "similarity")
+        folded = wanted == "wordpiece" and examples.task.NAME in tasks
         if folded and "lowercase" not in given:
             reason = "few examples: a word is the same word in capitals"
             plan.choices.append(Choice("tokenizer.lowercase", True, reason))
@@ -273,7 +271,9 @@ def _fixed(prepared: Prepared) -> dict[str, Any]:
     fixed: dict[str, Any] = {} if prepared.pretrained else {"vocab_size": tokenizer.vocab_size}
     head = task.HEADS[prepared.kind]
     if head:
-        fixed |= {"head": head, "n_labels": len(task.labels)}
+        fixed["head"] = head
+    if head and task.labels:
+        fixed["n_labels"] = len(task.labels)
     if task.alphabet:
         fixed["char_vocab_size"] = len(task.alphabet) + 2
     family = registry.load("models", prepared.recipe.model.family)
@@ -332,14 +332,15 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
 
 def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
     """Train or fit, then score and save."""
-    recipe, task, observer = prepared.recipe, prepared.task, session.observer
+    task, observer = prepared.task, session.observer
     observer.unit = f"{task.UNIT}s"
     observer.stage("train")
     started = time.monotonic()
     if prepared.kind in FITTED:
-        module = registry.load("models", recipe.model.family)
-        model = module.Model(module.Config(**recipe.model.fields))
-        task.fit(model, list(prepared.examples.part("train")))
+        examples = list(prepared.examples.part("train"))
+        if task.unsettled:
+            _settle(task, _unseen(prepared, examples), observer)
+        model = _fit(prepared, examples)
         seconds = time.monotonic() - started
         predictor = Predictor(task, model, prepared.kind)
         observer.stage_done("train", f"fitted to {prepared.examples.counts['train']:,}", seconds)
@@ -347,8 +348,34 @@ def _learn(prepared: Prepared, session: Session) -> dict[str, Any]:
     else:
         trained, predictor = _train(prepared, session)
         observer.training_ended()
+        if task.unsettled and prepared.examples.counts["valid"]:
+            _settle(task, predictor(prepared.examples.part("valid")), observer)
         observer.stage_done("train", _summary(trained, task), time.monotonic() - started)
     return finish(prepared, session, predictor, trained, time.monotonic() - started)
+
+
+def _fit(prepared: Prepared, examples: Sequence[Any]) -> Any:
+    """A model of a family that is fitted at once."""
+    module = registry.load("models", prepared.recipe.model.family)
+    model = module.Model(module.Config(**prepared.recipe.model.fields))
+    prepared.task.fit(model, examples)
+    return model
+
+
+def _unseen(prepared: Prepared, examples: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each example, and what a model that was fitted to other parts of them says of it."""
+    for number in range(FOLDS):
+        part = examples[number::FOLDS]
+        others = [e for i, e in enumerate(examples) if i % FOLDS != number]
+        yield from zip(part, prepared.task.apply(_fit(prepared, others), part), strict=True)
+
+
+def _settle(task: Task[Any, Any], unseen: Iterable[tuple[Any, Any]], observer: Observer) -> None:
+    """Choose what needs predictions of examples that were not trained on."""
+    given, found = zip(*unseen, strict=True)
+    line = task.settle(given, found)
+    if line is not None:
+        observer.note(line)
 
 
 def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predictor[Any, Any]]:
@@ -364,13 +391,17 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
     info = provenance(prepared, length)
-    higher = bool(task.labels)
+    higher = task.watched
+
+    def write(out: Path, network: Any) -> None:
+        save(out, prepared, network, info)
+
     trainer = Trainer(
         model,
         _stream(prepared, training.model_dump()),
         training,
         session.run,
-        save_model=adapting.saver(model, recipe, tokenizer, info),
+        save_model=adapting.saver(model, recipe, write, info),
         load_weights=adapting.loader(model, recipe),
         evaluate=_looker(prepared, model, length),
         best_by=BEST if higher else "nats_per_token",
@@ -412,10 +443,10 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
                 batch = task.collate(part, codec.pad_id).to(model.device)
                 total, count = look(model, batch)
                 nats, targets = nats + float(total), targets + count
-                if task.labels:
+                if task.watched:
                     outputs += task.outputs(model, batch, part)
         result = {"nats_per_token": nats / max(1, targets)}
-        if task.labels:
+        if task.watched:
             left = iter(outputs)
             found = [task.predict(e, [next(left) for _ in own]) for e, own in held]
             given = [task.given(example) for example, _ in held]
@@ -425,6 +456,14 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
         return result
 
     return score
+
+
+def save(out: Path, prepared: Prepared, model: Any, info: dict[str, Any]) -> None:
+    """Write a model folder; where its task makes vectors, with how."""
+    save_model(out, model, prepared.tokenizer, info=info)
+    if prepared.task.pooling is not None:
+        pooling = Pooling(prepared.task.pooling, normalize=True, max_tokens=info["max_length"])
+        pooling.write(out, model.config.d_model)
 
 
 def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
@@ -447,7 +486,7 @@ def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
 
 
 def _summary(result: TrainingResult, task: Task[Any, Any]) -> str:
-    name = task.metrics[0] if task.labels else "nats_per_token"
+    name = task.metrics[0] if task.watched else "nats_per_token"
     best = (
         f"; best held-out {name.replace('_', ' ')} {result.best_score:.4f} "
         f"at step {result.best_step:,}"

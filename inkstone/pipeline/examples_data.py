@@ -259,11 +259,13 @@ def tokenizer_for(examples: Examples, config: TokenizerConfig, cache: StageCache
     """Train a tokenizer on the training examples, or take the one of an earlier run."""
     settings = config.model_dump(mode="json")
     key = key_of("tokenizer", code_hash("tokenizers"), examples.key, settings)
-    specials = (*SPECIALS, *examples.task.SPECIALS)
+    specials, roles = (*SPECIALS, *examples.task.SPECIALS), examples.task.roles(config.kind)
 
     def build(out: Path) -> str:
         progress = cache.observer.progress
-        train_tokenizer(_texts(examples), config, specials=specials, progress=progress).save(out)
+        train_tokenizer(
+            _texts(examples), config, specials=specials, roles=roles, progress=progress
+        ).save(out)
         return _describe(out)
 
     return Tokenizer.load(cache.get("tokenizer", key, build, _describe))

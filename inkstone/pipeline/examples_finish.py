@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inkstone import __version__
-from inkstone.checkpoint import atomic_folder, save_model
+from inkstone.checkpoint import atomic_folder
 from inkstone.errors import TokenizerError, UsageError
 from inkstone.evaluation.examples import baseline, evaluate
 from inkstone.evaluation.perplexity import perplexity
@@ -168,12 +168,14 @@ def _samples(
 def _save(
     prepared: Prepared, session: Session, predictor: Predictor[Any, Any], info: dict[str, Any]
 ) -> None:
+    from inkstone.pipeline.examples import save
+
     with atomic_folder(session.run / "model") as out:
         if predictor.kind in FITTED:
             predictor.model.save(out)
             write_json(out / "inkstone.json", {"format": 1, "inkstone": __version__, **info})
         else:
-            save_model(out, predictor.model, prepared.tokenizer, info=info)
+            save(out, prepared, predictor.model, info)
 
 
 def _parameters(predictor: Predictor[Any, Any]) -> int | None:

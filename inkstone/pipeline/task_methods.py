@@ -11,20 +11,28 @@ from inkstone import device as devices
 from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.evaluation.objective import objective_of, score_texts
+from inkstone.inference.answering import CitedAnswer, answer_from
+from inkstone.inference.embed import Embedder
 from inkstone.inference.fill import Filled, fill_mask, write
+from inkstone.inference.index import Index
 from inkstone.inference.predict import Predictor
 from inkstone.pipeline.examples_use import predict_file, score_file
-from inkstone.tasks import classification, tagging, translation
+from inkstone.tasks import classification, question_answering, tagging, translation
 from inkstone.tasks._base import Task
+from inkstone.tasks._summaries import Summary
 from inkstone.tasks.classification import Classification
+from inkstone.tasks.question_answering import Answer
 from inkstone.tasks.tagging import Tagging
 from inkstone.tasks.translation import Translation
 from inkstone.text.config import TextConfig
+from inkstone.text.normalize import normalize
 from inkstone.text.readers import read
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
-         "dialogue": "chat", "instructions": "chat", "preferences": "chat"}  # fmt: skip
+         "question_answering": "answer", "dialogue": "chat", "summarization": "summarize",
+         "extractive_summarization": "summarize", "similarity": "embed",
+         "instructions": "chat", "preferences": "chat"}  # fmt: skip
 
 
 class TaskMethods:
@@ -95,6 +103,54 @@ class TaskMethods:
         return self._predict("tagging", [tagging.Example(tuple(words)) for words in sentence])
 
     @overload
+    def answer(self, question: str, context: str) -> Answer: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def answer(self, question: Sequence[str], context: Sequence[str]) -> list[Answer]: ...
+
+    def answer(self, question: Any, context: Any) -> Any:
+        """The answer to one question, or to several, each out of a text.
+
+        Args:
+            question: A question or a list of questions.
+            context: The text that holds the answer, or as many texts; of any length.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        make = question_answering.Example
+        if isinstance(question, str):
+            return self._predict("question_answering", [make(question, normalize(context))])[0]
+        pairs = zip(question, context, strict=True)
+        return self._predict("question_answering", [make(q, normalize(c)) for q, c in pairs])
+
+    def answer_from(
+        self,
+        question: str,
+        documents: str | Path | Index,
+        *,
+        embedder: Embedder | None = None,
+        top: int = 1,
+    ) -> list[CitedAnswer]:
+        """Answers out of documents, best first, each with the passage that it stands in.
+
+        Args:
+            question: In words.
+            documents: A folder or file, or an index of your own. That of a folder is kept in the
+                user's cache; what has changed is read again.
+            embedder: Looks passages up by meaning too, where the documents are no index yet.
+            top: How many answers at most.
+
+        Raises:
+            UsageError: The model was trained for something else.
+            DataError: The documents cannot be read, or hold no text.
+        """
+        self._task("question_answering")
+        assert self.predictor is not None
+        index = documents if isinstance(documents, Index) else Index.open(documents, embedder)
+        return answer_from(self.predictor, index, normalize(question), top=top)
+
+    @overload
     def translate(self, text: str) -> Translation: ...  # type: ignore[overload-overlap]
 
     @overload
@@ -109,6 +165,23 @@ class TaskMethods:
         if isinstance(text, str):
             return self._predict("translation", [translation.Example(text)])[0]
         return self._predict("translation", [translation.Example(x) for x in text])
+
+    @overload
+    def summarize(self, text: str) -> Summary: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def summarize(self, text: Sequence[str]) -> list[Summary]: ...
+
+    def summarize(self, text: Any) -> Any:
+        """What one text, or each of several, comes to.
+
+        Raises:
+            UsageError: The model was trained for something else.
+        """
+        task = self._task("summarization", "extractive_summarization")
+        texts = [text] if isinstance(text, str) else text
+        found = self._predict(task.NAME, [task.example(x) for x in texts])
+        return found[0] if isinstance(text, str) else found
 
     @overload
     def fill_mask(self, text: str, *, top: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
@@ -220,10 +293,11 @@ class TaskMethods:
         finally:
             self.model.compute_dtype = before
 
-    def _task(self, name: str | None = None) -> Task[Any, Any]:
+    def _task(self, *names: str) -> Task[Any, Any]:
+        """The model's task, if it is one of these, or any where none is named."""
         task = None if self.predictor is None else self.predictor.task
-        if task is None or (name not in (None, task.NAME)):
-            trained = "continue text" if task is None else f"do {task.NAME}"
+        if task is None or (names and task.NAME not in names):
+            trained = "continue text" if task is None else f"do {task.NAME.replace('_', ' ')}"
             verb = "generate" if task is None else VERBS.get(task.NAME, "predict")
             if task is None and self.objective is not None:
                 trained, verb = "fill in what is hidden", "fill_mask"

@@ -24,9 +24,12 @@ TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 # Passes over the examples after which more buy little: from scratch, and from pretrained weights
 # (Devlin et al. 2019, appendix A.3: 2 to 4).
 EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8),
-          "dialogue": (10, 3), "instructions": (10, 3), "preferences": (3, 3)}  # fmt: skip
+          "dialogue": (10, 3), "question_answering": (10, 3), "summarization": (24, 8),
+          "extractive_summarization": (10, 3), "similarity": (10, 3),
+          "instructions": (10, 3), "preferences": (3, 3)}  # fmt: skip
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
+PAIRS_PER_STEP = 64  # of similarity: each is a wrong answer for all others
 STEPS_WANTED = 1000  # a small table gets smaller steps rather than fewer
 LARGEST = {
     "encoder": 256,
@@ -176,6 +179,10 @@ class _Planner:
                     "training.tokens_per_step", TOKENS_PER_STEP,
                     "source and target together, padding included",
                 )  # fmt: skip
+            elif self.facts.task == "similarity":
+                reason = "each is compared with all others; a quarter of the pairs at most"
+                size = min(PAIRS_PER_STEP, max(8, self.facts.examples // 4))
+                self._choose("training.examples_per_step", size, reason)
             else:
                 most = wanted_epochs * self.facts.examples / STEPS_WANTED
                 size = min(EXAMPLES_PER_STEP, max(8, 2 ** round(math.log2(max(1.0, most)))))

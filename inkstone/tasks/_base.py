@@ -18,11 +18,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from inkstone.errors import DataError
+from inkstone.nn.pooling import Mode
 from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value, listed, text_of
 from inkstone.text.table import Record
+from inkstone.tokenizers.roles import Roles
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 MAX_LABELS = 10_000
@@ -86,6 +88,11 @@ class Task(ABC, Generic[E, P]):
         self.counts = dict(counts or {})
         self.alphabet = characters
         self._character_ids = {c: i for i, c in enumerate(characters, UNKNOWN_CHARACTER + 1)}
+
+    @staticmethod
+    def roles(kind: str) -> Roles | None:
+        """What a new tokenizer of this kind has for control tokens; None: the usual ones."""
+        return None
 
     # --- what an example looks like --------------------------------------------------------------
 
@@ -154,6 +161,11 @@ class Task(ABC, Generic[E, P]):
     def predict(self, example: E, outputs: Sequence[Any]) -> P:
         """The answer, out of the outputs of all rows of an example."""
 
+    @property
+    def pooling(self) -> Mode | None:
+        """How the states of a text's tokens become its vector, of a task that makes vectors."""
+        return None
+
     # --- how it is judged ------------------------------------------------------------------------
 
     @property
@@ -173,6 +185,15 @@ class Task(ABC, Generic[E, P]):
     def mistake(self, example: E, prediction: P) -> Mistake | None:
         """What is wrong with a prediction; None when nothing is."""
 
+    @property
+    def watched(self) -> bool:
+        """Whether its scores on held-out examples are taken during training, not the loss alone."""
+        return bool(self.labels)
+
+    def among(self, found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+        """Answers in their last form, of a task that needs all of them to say what each is."""
+        return list(found)
+
     def units(self, answer: Any) -> list[frozenset[str]]:
         """The labels of each thing that is labelled, of an answer as `found` gives it."""
         return []
@@ -187,6 +208,17 @@ class Task(ABC, Generic[E, P]):
             return None
         top = max(self.counts, key=lambda label: (self.counts[label], label))
         return f"always {top!r}", [self.always(top, example) for example in examples]
+
+    # --- what can only be chosen when a model is there -------------------------------------------
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has something to choose."""
+        return False
+
+    def settle(self, examples: Sequence[E], predictions: Sequence[P]) -> str | None:
+        """Choose, from predictions of examples that were not trained on; a line about it."""
+        return None
 
     # --- models that are fitted at once, not trained step by step --------------------------------
 
@@ -347,6 +379,8 @@ def _by_number(label: str) -> tuple[int, int, str]:
 def _looks_like(setting: str, value: Any) -> bool:
     if setting in {"tokens_field", "tags_field"}:
         return isinstance(value, list)
+    if setting == "answers_field":
+        return isinstance(value, list | dict)
     if setting == "label_field":
         return isinstance(value, int | bool) or (isinstance(value, str) and len(value) < 40)
     return isinstance(value, str)

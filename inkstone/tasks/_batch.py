@@ -30,6 +30,7 @@ class TokenBatch:
         source_mask: [B, S] bool.
         characters: [B, T, C] ids of each token's characters, 0 at padding; None where unused.
         segment_ids: [B, T] which of several texts in a row; None where each row holds one.
+        candidates: [B, T] bool, places that an answer may begin or end at; None where unused.
     """
 
     input_ids: Tensor
@@ -40,6 +41,7 @@ class TokenBatch:
     source_mask: Tensor | None = None
     characters: Tensor | None = None
     segment_ids: Tensor | None = None
+    candidates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -15,6 +15,7 @@ ENDS = ("[SEP]", "</s>", "<sep>")
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = re.compile(r"<extra_id_\d+>")
 MARK = re.compile("|".join(map(re.escape, MASKS)) + "|" + SENTINEL.pattern)  # of what is hidden
+_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]")
 WORDS_KEPT = 1 << 16  # words whose ids are remembered
 Truncate = Literal["end", "start", "middle"]
 
@@ -57,7 +58,10 @@ class Codec:
     def two(
         self, first: Sequence[int], second: Sequence[int], truncate: Truncate = "end"
     ) -> tuple[list[int], list[int]]:
-        """A framed pair and its token types; the longer text is cut first."""
+        """A framed pair and its token types; the longer text is cut first.
+
+        RoBERTa knows no types: all are 0.
+        """
         middle = [self.end_id] * (2 if self._doubled else 1)
         room = max(2, self.max_length - 2 - len(middle))
         half = room // 2
@@ -65,11 +69,32 @@ class Codec:
         b = min(len(second), room - a)
         head = [self.start_id, *cut(first, a, truncate), *middle]
         tail = [*cut(second, b, truncate), self.end_id]
-        return head + tail, [0] * len(head) + [1] * len(tail)
+        return head + tail, [0] * len(head) + [0 if self._doubled else 1] * len(tail)
 
     def words(self, words: Sequence[str]) -> list[list[int]]:
         """Ids of each word of a sentence; every word has at least one."""
-        keys = [(self._space if place else "") + word for place, word in enumerate(words)]
+        return self._ids([(self._space if n else "") + word for n, word in enumerate(words)])
+
+    def places(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Ids of a text, and of each token where the word that it is of begins and ends.
+
+        Places are in characters of the text. Words are cut at every space and mark, and Chinese at
+        every character, which is as fine as WordPiece cuts them.
+        """
+        found = list(_WORD.finditer(text))
+        spaced = [m.start() > 0 and text[m.start() - 1].isspace() for m in found]
+        keys = [self._space * gap + m.group() for m, gap in zip(found, spaced, strict=True)]
+        ids: list[int] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        for match, pieces in zip(found, self._ids(keys), strict=True):
+            ids += pieces
+            starts += [match.start()] * len(pieces)
+            ends += [match.end()] * len(pieces)
+        return ids, starts, ends
+
+    def _ids(self, keys: Sequence[str]) -> list[list[int]]:
+        """Ids of words, each with the space before it or without."""
         fresh = list(dict.fromkeys(key for key in keys if key not in self._words))
         if fresh:
             if len(self._words) + len(fresh) > WORDS_KEPT:

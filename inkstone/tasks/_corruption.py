@@ -19,7 +19,7 @@ from inkstone.corpora.shards import Corpus
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._objective import HELD_OUT_SEED, Objective, in_batches
-from inkstone.tasks.translation import START
+from inkstone.tasks._rewriting import START
 
 
 class Reconstruction(Objective):

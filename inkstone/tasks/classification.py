@@ -3,19 +3,21 @@
 One label: −log softmax(scores)[label], summed over examples. Several: each label is a yes or no of
 its own, −log σ(±score), averaged over the labels. With balanced weights an example of label c
 counts n / (C · n_c), n_c being how often c occurs (King and Zeng 2001, section 4.2, with equal
-shares of the classes).
+shares of the classes). Where F1 matters more than accuracy, because one label is rare, the
+probability from which it is given can be chosen on examples that the model has not seen ("auto";
+Lipton et al. 2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure").
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from inkstone.config import Section
@@ -26,9 +28,15 @@ from inkstone.tasks._base import Mistake, Row, Rows, label_text
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec, Truncate
 from inkstone.text.normalize import normalize
+from inkstone.text.rows import listed
 from inkstone.text.table import Record
 
 FAMILY = "bert"  # where the recipe names none
+
+
+def _as_label(value: Any) -> Any:
+    """1 and "1" are the same label."""
+    return str(value) if type(value) is int else value
 
 
 class Config(Section):
@@ -40,7 +48,10 @@ class Config(Section):
             there is one text.
         label_field: Field of the label, a name or a whole number; with `multi_label` a list.
         multi_label: An example may have several labels, or none.
-        threshold: Probability from which a label of several counts as given.
+        threshold: Probability from which a label of several, or the positive one of two, counts as
+            given; "auto" takes the one with the highest F1 on examples that are held out (in a
+            model that is fitted at once: on each quarter of the training examples, by a model
+            fitted to the others).
         class_weights: "balanced" lets rare labels count as much as frequent ones.
         truncate: What is left of a text that is too long: its beginning ("end" is cut off), its
             end ("start" is cut off), or a quarter from the beginning and the rest from the end.
@@ -51,10 +62,10 @@ class Config(Section):
     pair_field: str | None = Field(default=None, min_length=1)
     label_field: str = Field(default="label", min_length=1)
     multi_label: bool = False
-    threshold: float = Field(default=0.5, gt=0, lt=1)
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
     class_weights: Literal["none", "balanced"] = "none"
     truncate: Truncate = "end"
-    positive: str | None = None
+    positive: Annotated[str | None, BeforeValidator(_as_label)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class Classification:
     """What a text was taken for.
 
     Attributes:
-        label: The likeliest label.
+        label: The likeliest label; of two, the one that the threshold gives.
         score: Its probability.
         labels: All labels from the threshold up, likeliest first; just `label` where an example
             has one.
@@ -135,6 +146,20 @@ class Task(_base.Task[Example, Classification]):
     def answers(self, example: Example) -> Iterable[str]:
         return example.labels
 
+    def learn(self, examples: Iterable[Example]) -> _base.Task[Example, Classification]:
+        """As in the base class.
+
+        Raises:
+            DataError: Also where `positive` is none of the labels.
+        """
+        learned, wanted = super().learn(examples), self.config.positive
+        if wanted is not None and wanted not in learned.ids:
+            raise DataError(
+                f"task.positive is {wanted!r}, but the labels are {listed(learned.labels)}",
+                fix="name one of them",
+            )
+        return learned
+
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
         texts = codec.tokenizer.encode_batch([example.text for example in examples])
         paired = self.config.pair_field is not None
@@ -184,10 +209,14 @@ class Task(_base.Task[Example, Classification]):
     def classification(self, probabilities: Any) -> Classification:
         """The answer from the probabilities [L] of the labels."""
         order = np.argsort(-np.asarray(probabilities), kind="stable")
+        threshold = 0.5 if self.config.threshold == "auto" else self.config.threshold
         best = int(order[0])
+        if len(self.labels) == 2 and not self.config.multi_label and threshold != 0.5:
+            place = self.ids[self.positive]
+            best = place if probabilities[place] >= threshold else 1 - place
         given = [best]
         if self.config.multi_label:
-            given = [int(i) for i in order if probabilities[i] >= self.config.threshold]
+            given = [int(i) for i in order if probabilities[i] >= threshold]
         return Classification(
             self.labels[best],
             float(probabilities[best]),
@@ -228,6 +257,31 @@ class Task(_base.Task[Example, Classification]):
         text = " ‖ ".join(self.texts(example))
         found = ", ".join(prediction.labels)
         return Mistake(sure, text, ", ".join(example.labels), f"{found} ({prediction.score:.1%})")
+
+    @property
+    def unsettled(self) -> bool:
+        several = self.config.multi_label
+        return self.config.threshold == "auto" and (several or len(self.labels) == 2)
+
+    def settle(
+        self, examples: Sequence[Example], predictions: Sequence[Classification]
+    ) -> str | None:
+        """Choose the threshold, in the middle between two probabilities that were met."""
+        names = self.labels if self.config.multi_label else (self.positive,)
+        p = np.array([found.scores[name] for found in predictions for name in names])
+        right = np.array([name in one.labels for one in examples for name in names])
+        if not right.any():
+            return None
+        order = np.argsort(-p, kind="stable")
+        hits, given = np.cumsum(right[order]), np.arange(1, len(p) + 1)
+        f1 = 2 * hits / (given + right.sum())
+        ends = np.flatnonzero(np.diff(p[order], append=-1.0))  # equal ones fall together
+        best = int(ends[np.argmax(f1[ends])])
+        below = p[order[best + 1]] if best + 1 < len(p) else 0.0
+        threshold = float(np.clip((p[order[best]] + below) / 2, 1e-6, 1 - 1e-6))
+        self.config = self.config.model_copy(update={"threshold": threshold})
+        reached = f"F1 {100 * f1[best]:.1f} on {len(examples):,} unseen examples"
+        return f"threshold {threshold:.3g}: {reached}"
 
     def fit(self, model: Any, examples: Sequence[Example]) -> None:
         if self.config.multi_label:

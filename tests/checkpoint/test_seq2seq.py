@@ -91,11 +91,16 @@ def _compare(ours: Any, theirs: Any) -> None:
     _compare_gradients(ours, theirs)
     for n_beams, penalty in ((1, 1.0), (4, 1.0), (3, 0.0), (4, 2.0)):
         _compare_texts(ours, theirs, n_beams, penalty)
+    _compare_texts(ours, theirs, 3, 1.0, no_repeat=2)
 
 
-def _compare_texts(ours: Any, theirs: Any, n_beams: int, penalty: float) -> None:
+def _compare_texts(
+    ours: Any, theirs: Any, n_beams: int, penalty: float, no_repeat: int = 0
+) -> None:
     source, mask = _padded("right")
-    config = BeamConfig(n_beams=n_beams, max_tokens=12, length_penalty=penalty)
+    config = BeamConfig(
+        n_beams=n_beams, max_tokens=12, length_penalty=penalty, no_repeat_ngram=no_repeat
+    )
     found = translate(ours, source, mask, config, {EOS})
     reference = theirs.generate(
         source,
@@ -110,7 +115,7 @@ def _compare_texts(ours: Any, theirs: Any, n_beams: int, penalty: float) -> None
         decoder_start_token_id=ours.config.start_id,
         forced_eos_token_id=None,
         forced_bos_token_id=None,
-        no_repeat_ngram_size=0,
+        no_repeat_ngram_size=no_repeat,
         bad_words_ids=None,
         num_return_sequences=n_beams,
     )[:, 1:]

@@ -12,11 +12,12 @@ import torch
 from inkstone.errors import DataError, TokenizerError, UsageError
 from inkstone.inference import Generator, SamplingConfig
 from inkstone.inference.generate import Generation
-from inkstone.inference.grounding import Library, Passage, cut, terms
+from inkstone.inference.grounding import Library, Passage, cut
 from inkstone.inference.respond import REFUSAL, Respondent
 from inkstone.inference.sampling import TokenScore
 from inkstone.models import lamda
 from inkstone.tasks._turns import SPECIALS, Frame
+from inkstone.text.bm25 import terms
 from inkstone.tokenizers import train as training
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.tokenizer import Tokenizer

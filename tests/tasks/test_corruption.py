@@ -16,7 +16,7 @@ from inkstone.corpora.shards import Corpus
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import denoising, span_corruption
 from inkstone.tasks._corruption import partition
-from inkstone.tasks.translation import START
+from inkstone.tasks._rewriting import START
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 Tokenizers = dict[str, Tokenizer]
