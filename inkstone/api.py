@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from inkstone import device as devices
 from inkstone import pipeline
-from inkstone.checkpoint import foreign, hub, load_model
+from inkstone.checkpoint import atomic_folder, foreign, hub, load_model, save_model
+from inkstone.checkpoint.adapters import load_adapter
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.errors import CheckpointError, ModelError, UsageError
@@ -24,6 +25,7 @@ from inkstone.inference.grounding import Library
 from inkstone.inference.index import By, Index, Passage
 from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
 from inkstone.inference.respond import Respondent
+from inkstone.nn import lora
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.task_methods import VERBS, TaskMethods
 from inkstone.recipe import load as load_recipe
@@ -159,6 +161,29 @@ def import_model(
     return model
 
 
+def merge(base: str | Path, adapter: str | Path, to: str | Path) -> LanguageModel:
+    """Write a model whose weights hold a LoRA adapter, and open it.
+
+    Args:
+        base: The run or folder of the model that the adapter was trained on.
+        adapter: A folder in peft's format.
+        to: A new folder.
+
+    Raises:
+        CheckpointError: The adapter is damaged or does not fit, or the folder exists.
+    """
+    model = load(base, device="cpu")
+    if not isinstance(model, LanguageModel):
+        raise UsageError(f"{base} holds word vectors, which no adapter fits")
+    if Path(to).exists():
+        raise CheckpointError(f"{to} is there already", fix="choose another folder")
+    adapted = model.adapted(adapter)
+    with atomic_folder(to) as out:
+        save_model(out, adapted.model, model.tokenizer, info=adapted.info)
+    opened: LanguageModel = load(Path(to), device="cpu")
+    return opened
+
+
 def find_model(folder: Path) -> Path:
     """The model folder that `folder` is or holds."""
     if (folder / "config.json").is_file():
@@ -251,6 +276,29 @@ class LanguageModel(TaskMethods):
         if not hasattr(self.model, "parameters"):
             return 0
         return sum(p.numel() for p in self.model.parameters())
+
+    def adapted(self, adapter: str | Path) -> LanguageModel:
+        """The same model with a LoRA adapter added to its weights; this one stays as it is.
+
+        Args:
+            adapter: A folder in peft's format, or a run that trained one.
+
+        Raises:
+            CheckpointError: It is damaged, or was trained on another model.
+            UsageError: The model is no network.
+        """
+        if not hasattr(self.model, "parameters"):
+            raise UsageError(f"{self.path} is no network, so no adapter fits it")
+        held = Path(adapter) / "adapter"
+        folder = held if held.is_dir() else Path(adapter)
+        plain = lora.merged(self.model)
+        lora.put(plain, load_adapter(folder, plain))
+        lora.remove(plain, keep=True)
+        about = folder / "inkstone.json"
+        info = {**self.info, **(read_json(about) if about.is_file() else {})}
+        model = plain.eval()
+        predictor = self.predictor and replace(self.predictor, model=model)
+        return replace(self, model=model, info=info, predictor=predictor)
 
     @property
     def context(self) -> int:

@@ -27,7 +27,7 @@ from inkstone.errors import RecipeError, UnknownNameError
 from inkstone.text.config import TextConfig
 from inkstone.text.words import WordsConfig
 from inkstone.tokenizers.config import TokenizerConfig
-from inkstone.training.config import TrainingConfig
+from inkstone.training.config import LoraConfig, TrainingConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text; anything larger is some other file
@@ -37,8 +37,9 @@ RECIPE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 LANGUAGE_MODELING = "language_modeling"
 PATHS = (
-    ("data", "path"), ("data", "valid"), ("data", "test"), ("model", "pretrained"),
-    ("model", "embeddings"), ("evaluation", "vectors"),
+    ("data", "path"), ("data", "valid"), ("data", "test"), ("data", "replay"),
+    ("model", "pretrained"), ("model", "embeddings"), ("evaluation", "vectors"),
+    ("evaluation", "remember"),
 )  # fmt: skip
 
 
@@ -47,18 +48,24 @@ class DataSection(Section):
 
     Labelled examples may come with a `valid` part, by which the best checkpoint is picked, and a
     `test` part, which only the last score sees. Without `valid`, a part is held out.
+
+    `replay` is plain text that a fine-tuned decoder goes on learning, so that it forgets less;
+    `replay_share` is its share of the tokens of training.
     """
 
     path: tuple[str, ...] = ()
     valid: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    replay: tuple[str, ...] = ()
+    replay_share: float = Field(default=0.1, gt=0.0, lt=1.0)
     embedded: Literal["python-prose"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         if self.path and self.embedded:
             raise ValueError("give either path or embedded, not both")
-        if any("\0" in p or not p for p in (*self.path, *self.valid, *self.test)):
+        paths = (*self.path, *self.valid, *self.test, *self.replay)
+        if any("\0" in p or not p for p in paths):
             raise ValueError("a path is empty or holds a NUL character")
         return self
 
@@ -115,6 +122,9 @@ class EvaluationSection(Section):
     vectors: tuple[str, ...] = Field(
         default=(), description="word vectors: files of analogies, or of word pairs with scores"
     )
+    remember: tuple[str, ...] = Field(
+        default=(), description="plain text on which a fine-tuned decoder is measured, too"
+    )
     neighbors: tuple[str, ...] = Field(
         default=(), description="word vectors: words to show with their nearest; empty: chosen"
     )
@@ -131,6 +141,7 @@ class Recipe(Section):
     corpus: CorpusConfig = Field(default_factory=CorpusConfig)
     model: ModelSection = Field(default_factory=ModelSection)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
 
     def to_toml(self, notes: Mapping[str, str] | None = None) -> str:
@@ -448,7 +459,8 @@ def _read(path: Path) -> str:
 def _one_path(values: Mapping[str, Any]) -> dict[str, Any]:
     """`data.path = "x"` means `["x"]`, and so for every setting that is a list of paths."""
     result = dict(values)
-    for section, parts in (("data", ("path", "valid", "test")), ("evaluation", ("vectors",))):
+    lists = {"data": ("path", "valid", "test", "replay"), "evaluation": ("vectors", "remember")}
+    for section, parts in lists.items():
         entries = result.get(section)
         if isinstance(entries, Mapping):
             result[section] = {

@@ -55,6 +55,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"text": f"The {w} won {n} to 0.", "label": w} for n in range(20) for w in ("cup", "law")
     ]
     captions = [{"en": f"{n} dogs run.", "de": f"{n} Hunde laufen."} for n in range(40)]
+    talks = [{"instruction": f"Is {n} odd?", "output": "Yes." if n % 2 else "No."}
+             for n in range(40)]  # fmt: skip
+    pairs = [{"prompt": f"Is {n} odd?", "chosen": "Yes.", "rejected": "No."} for n in range(40)]
     questions = [
         {
             "question": f"Who won {n} to 0?",
@@ -77,6 +80,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "captions": captions,
         "questions": questions,
         "mails": mails,
+        "talks": talks,
+        "pairs": pairs,
     }
     for name, rows in tables.items():
         (tmp_path / name).mkdir()

@@ -26,6 +26,8 @@ from inkstone.cli import (
     generate,
     import_,
     load,
+    look,
+    merge,
     recipes,
     report,
     run,
@@ -44,7 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, train, generate, chat, run, answer, search, eval, report, load, import_, recipes, doctor,
+    demo, train, generate, chat, run, answer, search, eval, look, report, load, import_, merge,
+    recipes, doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)

@@ -12,6 +12,7 @@ import typer
 
 from inkstone.cli.text import clock, printable
 
+TALKING = ("dialogue", "instructions", "preferences")  # tasks whose models answer
 SAMPLE_CHARACTERS = 600  # of each sample on the terminal; the report holds all of it
 
 
@@ -169,12 +170,22 @@ def summary_of_examples(result: dict[str, Any]) -> str:
     """The end of a run on labelled examples."""
     run, time = result["run"], result["time"]
     lines = ["", *score_lines(result), ""]
+    for row in result.get("remembered", []):
+        name = f"{', '.join(row['files'])}, {row['name']}"
+        lines.append(
+            f"  {printable(name):32} {row['perplexity']:9.2f}   perplexity, "
+            f"{row['bits_per_byte']:.3f} bits per byte"
+        )
+    lines += [""] * bool(result.get("remembered"))
+    for sample in result.get("samples", []):
+        lines += [f"» {printable(sample['prompt'])}", printable(sample["text"]), ""]
     size = f"{result['parameters']:,} parameters, " if result["parameters"] else ""
     steps = f"{result['steps']:,} steps, " if result["steps"] else ""
     lines += [
         f"{result['family']}, {size}{steps}trained {clock(time['training_s'])}, "
         f"in all {clock(time['total_s'])}",
         f"model   {run}/model",
+        *([f"adapter {result['adapter']}        for peft"] if result.get("adapter") else []),
         f"report  {run}/report.html        scores by label, the worst mistakes",
         "",
         "next",
@@ -186,7 +197,7 @@ def summary_of_examples(result: dict[str, Any]) -> str:
 
 def _use(run: str, task: str) -> list[str]:
     """Commands that use a finished task."""
-    if task == "dialogue":
+    if task in TALKING:
         return [f"  inkstone chat {run}"]
     if task == "similarity":
         return [f'  inkstone search {run} FOLDER "…"']

@@ -52,7 +52,7 @@ class Score:
     @property
     def scale(self) -> float:
         """What makes it a number from 0 to 100."""
-        return 1.0 if self.name in (*TEXT_METRICS, "perplexity") else 100.0
+        return 1.0 if self.name in (*TEXT_METRICS, "perplexity", "margin") else 100.0
 
     @property
     def shown(self) -> str:
@@ -226,6 +226,27 @@ def _rating_accuracy(task: Any, found: Sequence[Any], given: Sequence[Any]) -> V
     return lambda w: float(w @ right) / max(1.0, float(w @ rated))
 
 
+# --- preferences ---------------------------------------------------------------------------------
+
+
+def _mean(values: Sequence[float]) -> Valued | None:
+    """Of those that are numbers."""
+    numbers = np.array(values, np.float64)
+    there = np.isfinite(numbers)
+    if not there.any():
+        return None
+    return lambda w: float(w[there] @ numbers[there]) / max(1.0, float(w[there].sum()))
+
+
+def _above(values: Sequence[float], tie: float = 0.0) -> Valued | None:
+    """The share above zero; what is nearer to it than `tie` counts half."""
+    return _mean([0.5 if abs(x) <= tie else 0.5 + 0.5 * float(np.sign(x)) for x in values])
+
+
+def _margins(found: Sequence[Any]) -> list[float]:
+    return [math.nan if f.margin is None else f.margin for f in found]
+
+
 # --- texts that belong together ------------------------------------------------------------------
 
 
@@ -294,6 +315,18 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "exact_match": ("share of examples with exactly the right set of labels", _exact_match),
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
     "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
+    "preference_accuracy": (
+        "share of pairs whose margin is above zero; within 0.01, which is rounding, counts half",
+        lambda task, found, given: _above(_margins(found), tie=0.01),
+    ),
+    "margin": (
+        "mean of β · (gain of the chosen answer − gain of the other), gains in nats",
+        lambda task, found, given: _mean(_margins(found)),
+    ),
+    "chosen_likelier": (
+        "share of pairs whose chosen answer is likelier as a whole; long answers never are",
+        lambda task, found, given: _above([f.chosen - f.rejected for f in found]),
+    ),
     "rating_accuracy": ("share of ratings on the right side of a half", _rating_accuracy),
     "mrr_at_10": ("mean of 1 / place of the right candidate, 0 beyond the tenth", _mrr_at_10),
     "recall_at_1": ("share of texts whose right candidate comes first", _recall_at(1)),

@@ -14,6 +14,7 @@ from inkstone.nn import packed
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear
 
+WORDS = ("embed.weight", "head.weight")  # tables with a row for every word
 OUTPUTS = ("head.", "classifier.", "span.", "next_sentence.")  # names of maps onto words or labels
 
 
@@ -120,6 +121,10 @@ def scale_down(linear: nn.Module, divisor: float) -> None:
 def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
     """Copy every parameter that both models have under one name and shape.
 
+    A table of words may have more rows than before: a new word begins as the mean of all known
+    ones, so that it changes their probabilities little (Hewitt 2021, "Initializing New Word
+    Embeddings for Pretrained Language Models").
+
     Returns:
         The names in `model` that stay as they were: a new head, as a rule.
     """
@@ -128,9 +133,17 @@ def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
     for name, p in model.named_parameters():
         if name in theirs and theirs[name].shape == p.shape:
             p.data.copy_(theirs[name].data)
+        elif name in WORDS and name in theirs and _longer(p, theirs[name]):
+            known = theirs[name].data
+            p.data[: len(known)].copy_(known)
+            p.data[len(known) :].copy_(known.mean(0))
         else:
             fresh.append(name)
     return fresh
+
+
+def _longer(table: Tensor, known: Tensor) -> bool:
+    return len(table) > len(known) and table.shape[1:] == known.shape[1:]
 
 
 def count(model: type[Network], config: Any) -> int:

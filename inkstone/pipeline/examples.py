@@ -25,10 +25,10 @@ from inkstone.evaluation import scores
 from inkstone.files import sha256
 from inkstone.inference.embed import Pooling
 from inkstone.inference.predict import FITTED, Predictor, connect, evaluating
-from inkstone.models._base import adopt
-from inkstone.pipeline import embeddings, folder
+from inkstone.pipeline import adapting, embeddings, folder
 from inkstone.pipeline import examples_data as data
-from inkstone.pipeline.examples_finish import finish
+from inkstone.pipeline.examples_begin import begin, find_weights, grown, predictor_of, refer
+from inkstone.pipeline.examples_finish import check_remember, finish
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.stages import StageCache
 from inkstone.pipeline.timing import build_model, time_steps
@@ -45,6 +45,8 @@ from inkstone.training.loop import Trainer, TrainingResult
 
 BEST = "best_by"  # the score that picks the best checkpoint: the task's own, less a little loss
 TIE = 1e-6
+LISTS = (("data", "path"), ("data", "valid"), ("data", "test"), ("data", "replay"),
+         ("evaluation", "remember"))  # fmt: skip
 FOLDS = 4  # of the examples, where a fitted model's threshold is chosen
 TOKENIZER_KIND = {"encoder": "wordpiece", "seq2seq": "bpe"}
 
@@ -179,6 +181,14 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = data.gather(recipe, session.cache)
+    if examples.task.REFERS and pretrained is None:
+        raise UsageError(
+            f"{examples.task.NAME} needs a model that answers already",
+            fix="name it: model.pretrained=RUN, best of a run with task.name=instructions",
+        )
+    adapting.check(recipe, examples.task)
+    if recipe.evaluation.remember:
+        check_remember(recipe, examples.task)
     if family.KIND not in examples.task.HEADS:
         fitting = ", ".join(_families(examples.task))
         raise UsageError(
@@ -192,13 +202,17 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     if tokenizer is None:
         recipe = _choose_tokenizer(recipe, examples, family.KIND, plan, session.where.type)
         tokenizer = data.tokenizer_for(examples, recipe.tokenizer, session.cache)
+    elif model is not None:
+        tokenizer = examples.task.adapt(tokenizer)
+        adapting.check_vocabulary(recipe, model.config.vocab_size, tokenizer.vocab_size)
+        recipe = grown(recipe, model, tokenizer, plan)
     limit = None if model is None else int(model.config.max_seq_len)
     if recipe.corpus.seq_len is None:
         plan.choices.append(plan_length(data.sample_lengths(examples, tokenizer), limit))
         recipe = recipe.with_values(plan.values())
     assert recipe.corpus.seq_len
     length = min(recipe.corpus.seq_len, limit or recipe.corpus.seq_len)
-    table = ExampleTable(data.encode(examples, tokenizer, length, session.cache))
+    table = ExampleTable(data.encode(examples, tokenizer, length, session.cache, recipe.data))
     return Prepared(recipe, plan, examples, family.KIND, tokenizer, table, pretrained)
 
 
@@ -219,12 +233,6 @@ def _pretrained(
     family = type(model).__module__.rsplit(".", 1)[-1]
     plan.choices.append(Choice("model.family", family, "of the pretrained weights"))
     return recipe.with_values({"model": {"family": family}}), model, tokenizer
-
-
-def find_weights(source: Path) -> Path:
-    """The model folder that a run or model folder is or holds."""
-    held = source / "model"
-    return held if (held / "config.json").is_file() else source
 
 
 def _choose_tokenizer(
@@ -373,34 +381,39 @@ def _settle(task: Task[Any, Any], unseen: Iterable[tuple[Any, Any]], observer: O
 def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predictor[Any, Any]]:
     recipe, task, tokenizer = prepared.recipe, prepared.task, prepared.tokenizer
     assert tokenizer is not None and recipe.corpus.seq_len is not None
-    torch.manual_seed(recipe.training.seed)
     training = recipe.training
-    model = build_model(recipe.model.family, recipe.model.fields, training.precision, session.where)
-    if prepared.pretrained is not None:
-        pretrained, _, _ = load_model(find_weights(prepared.pretrained), device=session.where)
-        adopt(model, pretrained)
+    model = begin(prepared, session)
+    if task.REFERS:
+        refer(prepared, model, session.observer)
+        session.observer.stage("train")
+    adapting.attach(model, recipe)
     embeddings.begin(model, recipe, tokenizer, session.run, session.observer)
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
     info = provenance(prepared, length)
     higher = task.watched
+
+    def write(out: Path, network: Any) -> None:
+        save(out, prepared, network, info)
+
     trainer = Trainer(
         model,
         _stream(prepared, training.model_dump()),
         training,
         session.run,
-        save_model=lambda out: save(out, prepared, model, info),
+        save_model=adapting.saver(model, recipe, write, info),
+        load_weights=adapting.loader(model, recipe),
         evaluate=_looker(prepared, model, length),
         best_by=BEST if higher else "nats_per_token",
         higher_is_better=higher,
         hooks=[Relay(session.observer)],
         loss=task.loss,
-        fingerprint={**prepared.hashes, "inkstone": __version__},
+        fingerprint={**prepared.hashes, "inkstone": __version__, **adapting.fingerprint(recipe)},
     )
     result = trainer.run()
     best, _, _ = load_model(result.checkpoint, device=session.where)
     best.compute_dtype = model.compute_dtype
-    return result, Predictor(task, best, prepared.kind, tokenizer, length)
+    return result, predictor_of(prepared, best)
 
 
 def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[str, float]] | None:
@@ -456,9 +469,9 @@ def save(out: Path, prepared: Prepared, model: Any, info: dict[str, Any]) -> Non
 def provenance(prepared: Prepared, length: int) -> dict[str, Any]:
     """What a model folder remembers; of the data's place only the last name."""
     remembered = prepared.recipe.to_dict()
-    for key in ("path", "valid", "test"):
-        paths = remembered["data"].get(key) or []
-        remembered["data"][key] = [Path(p).name for p in paths]
+    for section, key in LISTS:
+        paths = remembered[section].get(key) or []
+        remembered[section][key] = [Path(p).name for p in paths]
     if prepared.pretrained is not None:
         remembered["model"]["pretrained"] = prepared.pretrained.name
     if prepared.recipe.model.embeddings is not None:

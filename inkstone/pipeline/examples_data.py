@@ -18,13 +18,14 @@ from inkstone.errors import DataError, UsageError
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import TOKENIZER_TEXT_BYTES
 from inkstone.pipeline.stages import StageCache, code_hash, key_of
-from inkstone.recipe import Recipe
+from inkstone.recipe import DataSection, Recipe
 from inkstone.tasks._base import Row, Task
 from inkstone.tasks._codec import Codec
 from inkstone.text.clean import content_hash, hold_out
 from inkstone.text.config import TextConfig
 from inkstone.text.files import STDIN
 from inkstone.text.log import ReadLog
+from inkstone.text.readers import read
 from inkstone.text.table import find_tables, read_table
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.tokenizer import Tokenizer
@@ -283,33 +284,74 @@ def _texts(examples: Examples) -> Iterator[str]:
         yield from examples.task.texts(example)
 
 
-def encode(examples: Examples, tokenizer: Tokenizer, max_length: int, cache: StageCache) -> Path:
-    """Encode the training examples; the folder is an `ExampleTable`."""
+def encode(
+    examples: Examples, tokenizer: Tokenizer, max_length: int, cache: StageCache, data: DataSection
+) -> Path:
+    """Encode the training examples; the folder is an `ExampleTable`.
+
+    Raises:
+        UsageError: Plain text is to be mixed in, and the task cannot learn it.
+        DataError: That text cannot be read.
+    """
+    if data.replay and type(examples.task).plain is Task.plain:
+        raise UsageError(
+            f"data.replay is for supervised fine-tuning, and this run is {examples.task.NAME}",
+            fix="leave it out",
+        )
     code = code_hash("tasks"), code_hash("corpora")
     info = examples.task.info()
-    key = key_of("encoded", code, examples.key, tokenizer.fingerprint(), max_length, info)
+    replay = (content_hash(data.replay, TextConfig()), data.replay_share) if data.replay else None
+    key = key_of(
+        "encoded", code, examples.key, tokenizer.fingerprint(), tokenizer.chat_template,
+        max_length, info, replay,
+    )  # fmt: skip
 
     def build(out: Path) -> str:
         codec = Codec(tokenizer, max_length)
-        ExampleTable.write(out, _encoded(examples, codec, cache.observer))
+        rows = _encoded(examples, codec, cache.observer)
+        ExampleTable.write(out, _with_replay(rows, examples.task, codec, data))
         return describe(out)
 
     def describe(folder: Path) -> str:
         table = ExampleTable(folder)
         tokens = sum(int(table.lengths(c).sum()) for c in examples.task.LENGTHS)
-        return f"{len(table):,} rows, {tokens:,} tokens, {tokens / len(table):.0f} a row"
+        return f"{len(table):,} rows, {tokens:,} tokens, {tokens / max(1, len(table)):.0f} a row"
 
     return cache.get("tokens", key, build, describe)
 
 
 def _encoded(examples: Examples, codec: Codec, observer: Observer) -> Iterator[Row]:
-    done, total = 0, examples.counts["train"]
-    iterator = examples.part("train")
-    while some := list(islice(iterator, ENCODED_AT_ONCE)):
-        for rows in examples.task.encode(some, codec):
-            yield from rows
-        done += len(some)
-        observer.progress(done, total, "examples")
+    """Rows of the training examples, as the task arranges them."""
+
+    def one_by_one() -> Iterator[Row]:
+        done, total = 0, examples.counts["train"]
+        iterator = examples.part("train")
+        while some := list(islice(iterator, ENCODED_AT_ONCE)):
+            for rows in examples.task.encode(some, codec):
+                yield from rows
+            done += len(some)
+            observer.progress(done, total, "examples")
+
+    return examples.task.arrange(one_by_one(), codec)
+
+
+def _with_replay(
+    rows: Iterable[Row], task: Task[Any, Any], codec: Codec, data: DataSection
+) -> Iterator[Row]:
+    """The rows, and behind them so much plain text as is asked for, or as there is of it."""
+    tokens = 0
+    for row in rows:
+        tokens += len(row["ids"])
+        yield row
+    left = tokens * data.replay_share / (1 - data.replay_share) if data.replay else 0.0
+    waiting: list[int] = []
+    documents = read(data.replay, config=TextConfig()) if data.replay else iter(())
+    while left > 0 and (document := next(documents, None)) is not None:
+        waiting += [*codec.tokenizer.encode(document.text), codec.tokenizer.eos_id]
+        while left > 0 and len(waiting) >= codec.max_length:
+            yield task.plain(waiting[: codec.max_length])
+            waiting = waiting[codec.max_length :]
+            left -= codec.max_length
 
 
 def sample_lengths(examples: Examples, tokenizer: Tokenizer) -> list[int]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inkstone import __version__
 from inkstone.checkpoint import atomic_folder
+from inkstone.errors import TokenizerError, UsageError
 from inkstone.evaluation.examples import baseline, evaluate
+from inkstone.evaluation.perplexity import perplexity
 from inkstone.evaluation.scores import Score
 from inkstone.files import write_json
+from inkstone.inference.chat import Conversation
+from inkstone.inference.config import SamplingConfig
+from inkstone.inference.generate import Generator
 from inkstone.inference.predict import FITTED, Predictor
+from inkstone.pipeline import adapting
+from inkstone.pipeline.examples_begin import begin, predictor_of
 from inkstone.pipeline.finish import conclude
 from inkstone.pipeline.folder import PLAN, read_json
+from inkstone.recipe import Recipe
+from inkstone.tasks._base import Task
+from inkstone.text.config import TextConfig
+from inkstone.text.readers import find_files, read
 from inkstone.training.loop import TrainingResult
 
 if TYPE_CHECKING:
@@ -49,7 +63,8 @@ def finish(
         predictor, examples.part(part),
         progress=lambda done: observer.progress(done, total, "examples"),
     )  # fmt: skip
-    simplest = baseline(prepared.task, examples.part(part))
+    simplest = baseline(prepared.task, examples.part(part)) or _before(prepared, session, part)
+    remembered = _remembered(prepared, session, predictor)
     seconds = time.monotonic() - started
     shown = [Score(**row) for row in report["scores"]]
     line = ", ".join(f"{x.name.replace('_', ' ')} {x.shown}" for x in shown)
@@ -64,6 +79,7 @@ def finish(
         "family": prepared.recipe.model.family,
         "model": str(run / "model"),
         "report": str(run / "report.html"),
+        "adapter": adapting.keep(trained.checkpoint, run) if trained else None,
         "reason": trained.reason if trained else "finished",
         "steps": steps,
         "best_step": trained.best_step if trained else 0,
@@ -73,6 +89,8 @@ def finish(
         "part": part,
         "baseline": simplest,
         **report,
+        "remembered": remembered,
+        "samples": _samples(prepared, predictor, info),
         "time": {
             "planned_training_s": read_json(run / PLAN).get("predicted", {}).get("training_s", 0.0),
             "training_s": trained.elapsed_s if trained else training_s,
@@ -84,6 +102,67 @@ def finish(
     }
     conclude(run, result, observer)
     return result
+
+
+def _before(prepared: Prepared, session: Session, part: str) -> dict[str, Any] | None:
+    """What the pretrained weights score before training, where they can do the task at all."""
+    if prepared.pretrained is None or not prepared.task.TALKS:
+        return None
+    start = predictor_of(prepared, begin(prepared, session))
+    rows = evaluate(start, prepared.examples.part(part), resamples=0)["scores"]
+    return {"name": "before training", **{row["name"]: row["value"] for row in rows}}
+
+
+def check_remember(recipe: Recipe, task: Task[Any, Any]) -> None:
+    """Find out before training whether the text for `evaluation.remember` can be scored after it.
+
+    Raises:
+        UsageError: The task's models do not continue text.
+        DataError: The text is not there.
+    """
+    if not task.TALKS:
+        raise UsageError(
+            f"evaluation.remember is for tasks on conversations, and this run is {task.NAME}",
+            fix="leave it out",
+        )
+    find_files(recipe.evaluation.remember)
+
+
+def _remembered(
+    prepared: Prepared, session: Session, predictor: Predictor[Any, Any]
+) -> list[dict[str, Any]]:
+    """What plain text is worth to the model, before training and after: what it has forgotten."""
+    paths = prepared.recipe.evaluation.remember
+    if not paths:
+        return []
+    models = {"after training": predictor.model}
+    if prepared.pretrained is not None:
+        models = {"before training": begin(prepared, session).eval(), **models}
+    rows = []
+    for name, model in models.items():
+        texts = (document.text for document in read(paths, config=TextConfig()))
+        assert prepared.tokenizer is not None
+        found = perplexity(model, prepared.tokenizer, texts, seq_len=predictor.max_length)
+        rows.append({"name": name, "files": [Path(p).name for p in paths], **found.to_dict()})
+    return rows
+
+
+def _samples(
+    prepared: Prepared, predictor: Predictor[Any, Any], info: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Answers to the first prompts of the held-out examples."""
+    if not prepared.task.TALKS:
+        return []
+    settings, held = prepared.recipe.evaluation, prepared.examples.part(prepared.examples.scored)
+    talk = Conversation(Generator(predictor.model, predictor.tokenizer), info)
+    config = SamplingConfig(max_tokens=settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0)
+    samples = []
+    for example in islice(held, settings.samples):
+        messages = prepared.task.prompt(example)
+        with contextlib.suppress(UsageError, TokenizerError):  # too long, or nothing is asked
+            answer = talk.reply(messages, config).text
+            samples.append({"prompt": messages[-1]["content"], "text": answer})
+    return samples
 
 
 def _save(

@@ -166,6 +166,8 @@ def _check_text(recipe: Recipe) -> None:
         "data.valid": recipe.data.valid, "data.test": recipe.data.test,
         "model.pretrained": recipe.model.pretrained, "training.epochs": recipe.training.epochs,
         "training.examples_per_step": recipe.training.examples_per_step,
+        "data.replay": recipe.data.replay, "evaluation.remember": recipe.evaluation.remember,
+        "lora.rank": recipe.lora.rank,
     }  # fmt: skip
     for name, value in given.items():
         if value:

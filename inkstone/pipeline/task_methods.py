@@ -31,7 +31,8 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
          "question_answering": "answer", "dialogue": "chat", "summarization": "summarize",
-         "extractive_summarization": "summarize", "similarity": "embed"}  # fmt: skip
+         "extractive_summarization": "summarize", "similarity": "embed",
+         "instructions": "chat", "preferences": "chat"}  # fmt: skip
 
 
 class TaskMethods:

@@ -25,7 +25,8 @@ TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 # (Devlin et al. 2019, appendix A.3: 2 to 4).
 EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8),
           "dialogue": (10, 3), "question_answering": (10, 3), "summarization": (24, 8),
-          "extractive_summarization": (10, 3), "similarity": (10, 3)}  # fmt: skip
+          "extractive_summarization": (10, 3), "similarity": (10, 3),
+          "instructions": (10, 3), "preferences": (3, 3)}  # fmt: skip
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
 PAIRS_PER_STEP = 64  # of similarity: each is a wrong answer for all others
@@ -39,6 +40,8 @@ LENGTH_SHARE = 0.98  # of the examples fit whole
 LONGEST = 512
 FINE_TUNING_LR = 5e-5 * 768  # over d_model: 5e-5 for BERT-base, more for narrower models
 FINE_TUNING_LR_MAX = 5e-4
+PREFERENCE_LR = 0.2  # times that
+LORA_LR = 10  # times that (Biderman et al. 2024, "LoRA Learns Less and Forgets Less", section 6)
 SCRATCH_LR = 1e-3  # of AdamW
 WARMUP_SHARE = 0.06
 LOOKS = 10  # at held-out examples in a run
@@ -229,7 +232,12 @@ class _Planner:
             width = int(self.facts.pretrained.get("d_model", 768))
             rate = min(FINE_TUNING_LR_MAX, FINE_TUNING_LR / width)
             self._choose("training.optimizer", "adamw", "what the weights were trained with")
-            self._choose("training.lr", round(rate, 7), "small: what was learned must not be lost")
+            reason = "small: what was learned must not be lost"
+            if self.given.get("lora", {}).get("rank"):
+                rate, reason = LORA_LR * rate, "adapters take ten times the rate of all weights"
+            if self.facts.task == "preferences":
+                rate, reason = PREFERENCE_LR * rate, "smaller still: both answers could be lost"
+            self._choose("training.lr", round(rate, 7), reason)
             self._choose("training.weight_decay", 0.01, "as Devlin et al. 2019")
             self._choose("training.decay_fraction", 1.0, "falls from the end of the warm-up on")
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -71,6 +71,8 @@ class Task(ABC, Generic[E, P]):
     LABELS: ClassVar[str] = ""  # the setting that names the field of the labels, if there are any
     LENGTHS: ClassVar[tuple[str, ...]] = ("ids",)  # columns that are padded apart
     SPECIALS: ClassVar[tuple[str, ...]] = ()  # control tokens that it needs besides the usual ones
+    REFERS: ClassVar[bool] = False  # learns beside what its pretrained weights say, by `refer`
+    TALKS: ClassVar[bool] = False  # its models answer in conversations; the report shows some
 
     def __init__(
         self,
@@ -143,6 +145,9 @@ class Task(ABC, Generic[E, P]):
         return np.array([[len(row[c]) for c in self.LENGTHS] for row in rows], np.int64)
 
     # --- what the model does ---------------------------------------------------------------------
+
+    def refer(self, model: Any, rows: Rows, pad_id: int) -> None:
+        """Of a task that `REFERS`: keep what the pretrained weights say of some rows."""
 
     @abstractmethod
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
@@ -229,6 +234,22 @@ class Task(ABC, Generic[E, P]):
 
     def connect(self, tokenizer: Tokenizer) -> None:
         """Told the model's tokenizer, ahead of training and of use."""
+
+    def adapt(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer that it needs, out of the one that pretrained weights came with."""
+        return tokenizer
+
+    def arrange(self, rows: Iterable[Row], codec: Codec) -> Iterator[Row]:
+        """All rows as they are trained on: in another order, or several in one."""
+        return iter(rows)
+
+    def plain(self, ids: Sequence[int]) -> Row:
+        """Of a task that can learn it: a row of plain text, of which every token is learned."""
+        raise AssertionError(f"{self.NAME} learns no plain text")
+
+    def prompt(self, example: E) -> list[dict[str, str]]:
+        """Of a task that `TALKS`: the messages to answer, for the samples of a report."""
+        return []
 
     def learn(self, examples: Iterable[E]) -> Task[E, P]:
         """The same task with the labels (and the alphabet) of the training examples.

@@ -11,6 +11,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from tokenizers import AddedToken
@@ -19,10 +22,12 @@ from inkstone.errors import TokenizerError
 from inkstone.tokenizers.sandbox import render
 
 SPECIALS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-ROLES = ("system", "user", "assistant")
+SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 MAX_TURNS = 10_000
+MAX_ASKED = 64  # last answers of a conversation whose prompts are written too
 _EDGE = 64  # characters of white space around a message that a template may see, to trim them
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no filter of a template changes them
+_STAND_IN = re.compile(f"{_OPEN}(\\d{{1,20}}):(\\d{{1,9}}){_CLOSE}", re.ASCII)
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -32,78 +37,184 @@ TEMPLATE = (
 )
 
 
-def chat_ids(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    encode: Callable[[str], list[int]],
-    control: Mapping[int, AddedToken],
-    names: Mapping[str, str],
-    add_generation_prompt: bool,
-) -> list[int]:
-    """Token ids of a conversation.
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation in ids.
 
-    The template sees the role of each message and a stand-in for its content, with the white space
-    at its edges; other fields are left out. What the template does with a message's words
-    themselves (searching them, splitting them) therefore has no effect.
+    Attributes:
+        ids: Of the whole, markup and messages.
+        answers: [start, end) of the ids of each answer of the assistant, in order. The last of
+            them is the control token that ends the turn.
+        closed: Whether a control token ends every answer.
+    """
 
-    Args:
+    ids: list[int]
+    answers: list[tuple[int, int]]
+    closed: bool
+
+    def learned(self) -> list[bool]:
+        """For each id whether the assistant has to say it."""
+        wanted = [False] * len(self.ids)
+        for start, end in self.answers:
+            wanted[start:end] = [True] * (end - start)
+        return wanted
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A chat template with the tokenizer that it was written for.
+
+    Attributes:
         template: Jinja source, as in `tokenizer_config.json`.
-        messages: Objects with `role` and `content`.
         encode: Encodes text, in which nothing is a control token.
         control: The control tokens by id.
         names: Names that the template may use (`bos_token`, `eos_token`, …).
-        add_generation_prompt: End with the mark of the assistant's turn.
-
-    Raises:
-        TokenizerError: A malformed message, or a template that fails or asks for too much.
     """
-    check_messages(messages)
-    nonce = str(secrets.randbits(64))  # digits: upper and lower case are the same
-    contents: list[str] = []
-    held = []
-    for message in messages:
-        left, core, right = _edges(message["content"])
-        if core:
-            mark = f"{_OPEN}{nonce}:{len(contents)}{_CLOSE}"
-            contents.append(core)
-        else:
+
+    template: str
+    encode: Callable[[str], list[int]]
+    control: Mapping[int, AddedToken]
+    names: Mapping[str, str]
+
+    def write(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
+    ) -> Transcript:
+        """Ids of a conversation, as a model is given it.
+
+        The template sees the role of each message and a stand-in for its content, with the white
+        space at its edges; other fields are left out. What the template does with a message's words
+        themselves (searching them, splitting them) therefore has no effect.
+
+        Args:
+            messages: Objects with `role` and `content`.
+            add_generation_prompt: End with the mark of the assistant's turn.
+
+        Raises:
+            TokenizerError: A malformed message, or a template that fails or asks for too much.
+        """
+        check_messages(messages)
+        nonce = str(secrets.randbits(64))  # digits: upper and lower case are the same
+        spoken: list[tuple[str, bool]] = []
+        held = []
+        for message in messages:
+            left, core, right = _edges(message["content"])
             mark = ""
-        held.append({"role": message["role"], "content": f"{left}{mark}{right}"})
-    rendered = render(template, held, add_generation_prompt=add_generation_prompt, **names)
-    parts = re.split(f"{_OPEN}{nonce}:(\\d+){_CLOSE}", rendered)
-    ids: list[int] = []
-    waiting, strip_next = "", False
+            if core:
+                mark = f"{_OPEN}{nonce}:{len(spoken)}{_CLOSE}"
+                spoken.append((core, message["role"] == ASSISTANT))
+            held.append({"role": message["role"], "content": f"{left}{mark}{right}"})
+        rendered = render(
+            self.template, held, add_generation_prompt=add_generation_prompt, **self.names
+        )
+        pen, done = _Pen(self.encode), 0
+        for match in _STAND_IN.finditer(rendered):
+            if match[1] != nonce:
+                continue
+            self._markup(pen, rendered[done : match.start()])
+            core, answer = spoken[_index(match[2], len(spoken))]
+            pen.say(core, answer=answer)
+            done = match.end()
+        self._markup(pen, rendered[done:])
+        return pen.transcript()
 
-    def text(part: str, *, strip: bool = False) -> None:
-        nonlocal waiting, strip_next
-        waiting += part.lstrip() if strip_next and not waiting else part
-        waiting = waiting.rstrip() if strip else waiting
-        strip_next = strip_next and not waiting
-
-    def flush() -> None:
-        nonlocal waiting
-        if waiting:
-            ids.extend(encode(waiting))
-        waiting = ""
-
-    table = {token.content: (i, token) for i, token in control.items()}
-    ordered = sorted(table, key=len, reverse=True)
-    literal = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
-    for number, part in enumerate(parts):
-        if number % 2:
-            text(contents[_index(part, contents)])
-            continue
+    def _markup(self, pen: _Pen, text: str) -> None:
+        """What the template itself wrote, and the control tokens in it."""
         start = 0
-        for match in literal.finditer(part):
-            token_id, token = table[match[0]]
-            text(part[start : match.start()], strip=token.lstrip)
-            flush()
-            ids.append(token_id)
-            start, strip_next = match.end(), token.rstrip
-        text(part[start:])
-    flush()
-    return ids
+        for match in self._literal.finditer(text):
+            pen.write(text[start : match.start()])
+            pen.control(*self._table[match[0]])
+            start = match.end()
+        pen.write(text[start:])
+
+    @cached_property
+    def _table(self) -> dict[str, tuple[int, AddedToken]]:
+        return {token.content: (i, token) for i, token in self.control.items()}
+
+    @cached_property
+    def _literal(self) -> re.Pattern[str]:
+        ordered = sorted(self._table, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+    def teach(self, messages: Sequence[Mapping[str, Any]]) -> Transcript:
+        """Ids of a finished conversation, for training: an answer begins where its prompt ends.
+
+        A template may write something between the mark of the assistant's turn and the answer (an
+        empty block of thoughts, a line end): no prompt holds it, so the model has to say it.
+
+        Raises:
+            TokenizerError: As in `write`; or the template ends an answer with no control token.
+        """
+        whole = self.write(messages, add_generation_prompt=False)
+        if not whole.closed:
+            raise TokenizerError(
+                "the chat template ends an answer with no control token, so that no model could "
+                "learn from it where to stop",
+                fix="write {{ eos_token }} behind the assistant's content in chat_template",
+            )
+        turns = [
+            i for i, m in enumerate(messages) if m["role"] == ASSISTANT and m["content"].strip()
+        ]
+        if len(turns) != len(whole.answers):
+            return whole
+        answers = list(whole.answers)
+        for number, turn in list(enumerate(turns))[-MAX_ASKED:]:
+            if any(m["role"] == USER for m in messages[:turn]):
+                prompt = self.write(messages[:turn], add_generation_prompt=True).ids
+                start, end = answers[number]
+                if len(prompt) < start and whole.ids[: len(prompt)] == prompt:
+                    answers[number] = len(prompt), end
+        return replace(whole, answers=answers)
+
+
+class _Pen:
+    """Writes a conversation piece by piece; text between two control tokens is encoded at once."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self.encode = encode
+        self.ids: list[int] = []
+        self.answers: list[tuple[int, int]] = []
+        self.closed = True
+        self._waiting, self._strip_next = "", False
+        self._before: str | None = None  # of the text that waits, what stands before an answer
+
+    def write(self, part: str) -> None:
+        self._waiting += part.lstrip() if self._strip_next and not self._waiting else part
+        self._strip_next = self._strip_next and not self._waiting
+
+    def say(self, text: str, *, answer: bool) -> None:
+        self.closed = self.closed and self._before is None
+        self._before = self._waiting if answer else None
+        self.write(text)
+
+    def control(self, token_id: int, token: AddedToken) -> None:
+        if token.lstrip:
+            self._waiting = self._waiting.rstrip()
+        start = self._flush()
+        self.ids.append(token_id)
+        if start is not None:
+            self.answers.append((start, len(self.ids)))
+        self._strip_next = token.rstrip
+
+    def transcript(self) -> Transcript:
+        self.closed = self._flush() is None and self.closed
+        return Transcript(self.ids, self.answers, self.closed)
+
+    def _flush(self) -> int | None:
+        """Encode what waits; gives where the answer in it begins, if there is one.
+
+        A token that holds the last of the markup and the first of the answer belongs to the answer.
+        """
+        encoded = self.encode(self._waiting) if self._waiting else []
+        start = None
+        if self._before is not None:
+            before = self.encode(self._before) if self._before else []
+            pairs = zip(before, encoded, strict=False)
+            start = len(self.ids) + sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)
+            )
+        self.ids += encoded
+        self._waiting, self._before = "", None
+        return start
 
 
 def check_messages(messages: Any) -> None:
@@ -143,7 +254,7 @@ def _edges(content: str) -> tuple[str, str, str]:
     return left, core, right
 
 
-def _index(number: str, contents: list[str]) -> int:
-    if int(number) >= len(contents):
+def _index(number: str, count: int) -> int:
+    if int(number) >= count:
         raise TokenizerError("the chat template wrote a stand-in of its own")
     return int(number)

@@ -163,18 +163,39 @@ class Tokenizer:
         Raises:
             TokenizerError: There is no template, or the conversation or the template is malformed.
         """
+        return self.chat_format.write(messages, add_generation_prompt=add_generation_prompt).ids
+
+    @property
+    def chat_format(self) -> chat.ChatFormat:
+        """How conversations are written for its models.
+
+        Raises:
+            TokenizerError: There is no template.
+        """
         if self.chat_template is None:
             raise TokenizerError(
                 "this tokenizer has no chat template", fix="set tokenizer.chat_template"
             )
-        return chat.chat_ids(
+        return chat.ChatFormat(
             self.chat_template,
-            messages,
-            encode=self.encode,
-            control={i: t for i, t in self._control.items() if i != self.unk_id},
-            names=self.special,
-            add_generation_prompt=add_generation_prompt,
+            self.encode,
+            {i: t for i, t in self._control.items() if i != self.unk_id},
+            self.special,
         )
+
+    def for_chat(self) -> Tokenizer:
+        """Itself where it has a chat template; else the same with our marks of turns and template.
+
+        Marks that it does not have yet get ids behind the vocabulary. A conversation begins with
+        the begin-of-text token where every text does.
+        """
+        if self.chat_template is not None:
+            return self
+        backend = tokenizers.Tokenizer.from_str(self._json())
+        backend.add_special_tokens([special_token(mark) for mark in chat.SPECIALS])
+        begins = self.bos_id is not None and self.frame()[0] == [self.bos_id]
+        template = "{{ bos_token }}" * begins + chat.TEMPLATE
+        return Tokenizer(backend, self.special, chat_template=template, kind=self.kind)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers opens unchanged."""

@@ -100,3 +100,17 @@ class TrainingConfig(Section):
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas must lie in [0, 1): {self.betas}")
         return self
+
+
+class LoraConfig(Section):
+    """Fine-tuning by a change of low rank beside frozen weights (`nn.lora`).
+
+    Attributes:
+        rank: r; 0 trains all weights.
+        alpha: α: the change counts α / r. None is twice the rank.
+        targets: Which maps of a layer are changed, such as "q", "v"; () for all.
+    """
+
+    rank: int = Field(default=0, ge=0, le=4096)
+    alpha: float | None = Field(default=None, gt=0, le=1e6)
+    targets: tuple[str, ...] = ()

@@ -76,6 +76,7 @@ class Trainer:
         config: Settings, resolved: `minutes` or `max_steps` and `micro_batch_size` are set.
         run: The run folder, which exists.
         save_model: Writes the model as a Hugging Face folder.
+        load_weights: Reads back what `save_model` wrote, by the names of the model's own state.
         evaluate: Validation scores by name.
         best_by: The score that decides which checkpoint is best.
         higher_is_better: Of that score; a loss is better when it is lower.
@@ -95,6 +96,7 @@ class Trainer:
         run: Path,
         *,
         save_model: Callable[[Path], None],
+        load_weights: Callable[[Path], dict[str, Tensor]] = states.weights_of,
         evaluate: Callable[[], dict[str, float]] | None = None,
         best_by: str = "nats_per_token",
         higher_is_better: bool = False,
@@ -108,6 +110,7 @@ class Trainer:
         assert config.micro_batch_size is not None
         self.model, self.stream, self.config, self.run_folder = model, stream, config, run
         self.save_model, self.evaluate, self.loss = save_model, evaluate, loss
+        self.load_weights = load_weights
         self.best_by, self.higher_is_better = best_by, higher_is_better
         self.hooks = list(hooks)
         self.device = model.device
@@ -160,7 +163,7 @@ class Trainer:
         """Continue from the newest sound checkpoint, or begin."""
         began = time.perf_counter()
         found, messages = states.restore(
-            self.run_folder, self.model, self.optimizers, self.fingerprint
+            self.run_folder, self.model, self.optimizers, self.fingerprint, self.load_weights
         )
         for text in messages:
             self._tell(text)

@@ -119,10 +119,22 @@ def save(
     return target
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint by the model's own names."""
+    state: dict[str, torch.Tensor] = load_model(folder)[0].state_dict()
+    return state
+
+
 def restore(
-    run: Path, model: Any, optimizers: Optimizers, fingerprint: dict[str, str]
+    run: Path,
+    model: Any,
+    optimizers: Optimizers,
+    fingerprint: dict[str, str],
+    load: Callable[[Path], dict[str, torch.Tensor]] = weights_of,
 ) -> tuple[TrainingState | None, list[str]]:
     """Load the newest sound checkpoint into `model` and `optimizers`, and the random generators.
+
+    `load` gives the weights that a checkpoint holds, as `model.state_dict()` names them.
 
     Damaged ones that are newer get the name `damaged-step-…`, so that nothing takes them for the
     newest again.
@@ -142,7 +154,7 @@ def restore(
             verify_folder(folder)
             state = _read_state(folder / "training" / "state.json")
             messages += compare(state.fingerprint, fingerprint)
-            loaded, _, _ = load_model(folder)
+            weights = load(folder)
             tensors = read_tensors(folder / "training" / "optimizer.safetensors")
         except RunError:
             raise
@@ -150,7 +162,7 @@ def restore(
             reason = str(error).splitlines()[0]
             messages.append(f"checkpoint {folder.name} is damaged ({reason}); trying an older one")
             continue
-        model.load_state_dict(loaded.state_dict())
+        model.load_state_dict(weights)
         optimizers.load_state_tensors(tensors)
         set_rng(state.rng)
         for damaged in found[position + 1 :]:

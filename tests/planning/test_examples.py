@@ -83,3 +83,21 @@ def test_a_step_of_similarity_holds_many_pairs(pairs: int, wanted: int) -> None:
     found = {x.key: x.value for x in result.choices}
     assert found["training.examples_per_step"] == wanted
     assert found["training.micro_batch_size"] == min(wanted, c.MICRO_TOKENS["cpu"] // 256)
+
+
+@pytest.mark.parametrize(
+    ("task", "rank", "times"),
+    [("instructions", 0, 1), ("instructions", 8, 10), ("preferences", 0, 0.2)],
+)
+def test_rates_of_fine_tuning(task: str, rank: int, times: float) -> None:
+    room = registry.load("models", "llama")
+    pretrained = room.Config(vocab_size=4096, d_model=768, n_layers=2, n_heads=12).model_dump()
+    given = {"model": {"family": "llama"}, "corpus": {"seq_len": SEQ_LEN}, "lora": {"rank": rank}}
+    facts = ExampleFacts(task, "causal", 1000, 100_000, 10_000, {}, pretrained)
+    result = plan_examples(
+        facts, MACHINE, given, precision="bf16",
+        batches_per_epoch=lambda _: PER_EPOCH, time_step=lambda *_: 0.1,
+    )  # fmt: skip
+    found = {x.key: x.value for x in result.choices}
+    assert found["training.lr"] == pytest.approx(times * 5e-5)
+    assert found["training.optimizer"] == "adamw"

@@ -1,0 +1,1 @@
+"""Looking inside: what a model is given, and what it makes of it."""
