@@ -25,6 +25,7 @@ from inkstone.cli import (
     generate,
     import_,
     load,
+    new,
     recipes,
     report,
     run,
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (demo, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
+COMMANDS = (demo, new, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)
