@@ -77,8 +77,9 @@ def command(
     stages = StageCache(cache_folder(Path(cache) if cache else None), watcher)
     try:
         advice = advising.advise(
-            recipe, language=language, seconds=probe_seconds, cache=stages, device=device
-        )
+            recipe, family=base.to_dict(only_given=True).get("model", {}).get("family"),
+            language=language, seconds=probe_seconds, cache=stages, device=device,
+        )  # fmt: skip
     finally:
         watcher.training_ended()
     if not json:

@@ -73,6 +73,7 @@ def guess(recipe: Recipe, task: str | None, given: Mapping[str, Any]) -> Guess:
 def advise(
     recipe: Recipe,
     *,
+    family: str | None = None,
     language: str | None = None,
     seconds: float = 20.0,
     cache: StageCache,
@@ -83,7 +84,8 @@ def advise(
     What is read is kept in the cache: training on the same data does not read it again.
 
     Args:
-        recipe: With data, task and minutes; a family that it names is looked at, too.
+        recipe: With data, task and minutes.
+        family: One more to look at, besides the usual ones.
         language: "zh", "en", …: whether spaces set words apart; None finds out.
         seconds: Spent on fitting quick models.
         cache: Of the stages.
@@ -100,7 +102,8 @@ def advise(
     cache.observer.stage_done("machine", line, time.monotonic() - began)
     if recipe.task.name == LANGUAGE_MODELING:
         return _on_text(recipe, cache, where, machine)
-    return _Look(recipe, language, seconds, cache, where, machine).advice()
+    look = _Look(recipe, language, seconds, cache, where, machine)
+    return look.advice([family] if family else [])
 
 
 class _Look:
@@ -127,20 +130,22 @@ class _Look:
             self.texts = replace(self.texts, scripts={"Han": share} if share else {"Latin": 1.0})
         self.minutes = recipe.training.minutes or runs.DEFAULT_MINUTES
 
-    def advice(self) -> Advice:
+    def advice(self, more: list[str]) -> Advice:
+        """What to train.
+
+        Args:
+            more: Families to look at besides the usual ones.
+        """
         twice = repeats(
             ("\0".join(self.task.texts(x)), "\0".join(self.task.answers(x)))
             for x in self.examples.part("train")
         )
         name = self.task.NAME
-        families = [f for f in self._families() if f in registry.names("models")]
+        default = registry.load("tasks", name).FAMILY
+        families = list(dict.fromkeys([*advices.SHORTLIST.get(name, (default,)), *more]))
         fitted = [f for f in families if registry.load("models", f).KIND in FITTED]
-        candidates = []
-        for family in families:
-            if family in fitted:
-                candidates.append(self._probed(family, self.seconds / len(fitted)))
-            else:
-                candidates.append(self._planned(family))
+        candidates = [self._probed(family, self.seconds / len(fitted)) for family in fitted]
+        candidates += [self._planned(family) for family in families if family not in fitted]
         chosen, reasons, against = advices.recommend(name, candidates, self.minutes)
         labels = self.task.counts if name == "classification" else {}
         return Advice(
@@ -151,12 +156,6 @@ class _Look:
             ),
             self.minutes, self.machine.to_dict(),
         )  # fmt: skip
-
-    def _families(self) -> list[str]:
-        given = self.recipe.to_dict(only_given=True).get("model", {}).get("family")
-        default = registry.load("tasks", self.task.NAME).FAMILY
-        listed = advices.SHORTLIST.get(self.task.NAME, (default,))
-        return list(dict.fromkeys([*([given] if given else []), *listed]))
 
     def _facts(self, twice: Repeats) -> list[tuple[str, str]]:
         facts = [("examples", self.examples.line), ("texts", self.texts.line())]
