@@ -19,6 +19,7 @@ import typer
 from inkstone import __version__
 from inkstone.cli import (
     chat,
+    compare,
     demo,
     doctor,
     eval,
@@ -42,7 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (demo, new, train, generate, chat, run, eval, report, load, import_, recipes, doctor)
+COMMANDS = (
+    demo,
+    new,
+    compare,
+    train,
+    generate,
+    chat,
+    run,
+    eval,
+    report,
+    load,
+    import_,
+    recipes,
+    doctor,
+)
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 app.command(name="vectors", context_settings=vectors.SETTINGS)(vectors.command)

@@ -62,7 +62,7 @@ def command(
         data = [_ask("Data (a folder or a file)", None)]
     if not data:
         raise UsageError("no data is given", fix="inkstone new --data FOLDER")
-    given = _task_settings(words or [])
+    given = task_settings(words or [])
     base = recipes.load(None, [w for w in words or [] if not w.startswith("task.")])
     base = base.with_data(data)
     guess = advising.guess(base, task, given)
@@ -106,7 +106,8 @@ def _ask(question: str, default: str | None) -> str:
     return str(typer.prompt(question, default=default, err=True))
 
 
-def _task_settings(words: list[str]) -> dict[str, Any]:
+def task_settings(words: list[str]) -> dict[str, Any]:
+    """The settings of [task] among some of SECTION.KEY=VALUE."""
     from inkstone.recipe import parse_override
 
     parsed = [parse_override(word) for word in words]
