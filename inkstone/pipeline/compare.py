@@ -7,9 +7,8 @@ finished is not run again, one that was cut off goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from inkstone.pipeline import examples_data as data
 from inkstone.pipeline import folder
 from inkstone.pipeline.compared import Comparison, collect
 from inkstone.pipeline.examples_use import computing
+from inkstone.pipeline.memory import peak_of
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.stages import StageCache
 from inkstone.planning.advice import settings_for
@@ -43,6 +43,7 @@ BASELINES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Names of one-way recurrent networks, where the task reads a text as a whole.
 ONE_WAY = {"lstm": "bilstm", "gru": "bigru", "rnn": "birnn"}
+LOOK_S = 0.05  # between looks at the memory of a run
 TIMED_EXAMPLES, FIRST, TIMED_S, SINGLES = 512, 32, 5.0, 20
 SURVEYED = 2000
 Child = Callable[[list[str]], tuple[int, int]]
@@ -104,18 +105,21 @@ def run_child(command: list[str]) -> tuple[int, int]:
     """Run a command; where we are told to stop, it is told too, and waited for while it saves.
 
     Returns:
-        Its exit code and the peak of its memory in bytes.
+        Its exit code, and the peak of its memory in bytes as it was seen last: 0 where the system
+        does not say.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    peak = 0
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            peak = max(peak, peak_of(process.pid) or 0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
     except BaseException:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         process.wait()
         raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, usage.ru_maxrss * unit
+    return process.returncode, peak
 
 
 # --- the runs ------------------------------------------------------------------------------------

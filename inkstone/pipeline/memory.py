@@ -1,4 +1,4 @@
-"""How much memory this process needs at most, from a moment on."""
+"""How much memory a process needs at most; Linux alone tells."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import gc
 from pathlib import Path
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 CLEAR_PEAK = "5"  # proc(5): sets the peak back to what is resident now
 
 
 class PeakMemory:
-    """Measures from when it is made; Linux alone tells."""
+    """Of this process, from when it is made."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -22,10 +22,17 @@ class PeakMemory:
 
     def peak(self) -> int | None:
         """Bytes of the whole process at its peak since; None where the system does not say."""
-        if not self._known:
-            return None
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return None
+        return peak_of("self") if self._known else None
+
+
+def peak_of(process: int | str) -> int | None:
+    """Bytes that a living process has had at its peak since its program began.
+
+    The figure of `wait4` will not do: it holds what the parent had when the child was made.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
