@@ -36,7 +36,7 @@ def command(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train several families on one task, each for the same minutes, and compare them.
+    """Train several families on one task and compare them.
 
     inkstone compare reviews/ --families bag_of_words lstm bert --minutes 2 --out runs/compared
 

@@ -85,11 +85,10 @@ def picture(comparison: Comparison, field: str, title: str) -> Picture | None:
 
     def point(row: Row) -> Point:
         score = row.score or 0.0
-        spread = [score if x is None else x for x in (row.low, row.high)]
+        low, high = (down(scale * (score if x is None else x)) for x in (row.low, row.high))
         return Point(
-            row.name, across(getattr(row, field)), down(scale * score),
-            *(down(scale * x) for x in spread), row.front,
-        )  # fmt: skip
+            row.name, across(getattr(row, field)), down(scale * score), low, high, row.front
+        )
 
     return Picture(
         title,

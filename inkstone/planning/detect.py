@@ -144,7 +144,7 @@ def detect(
     if task is not None and task not in RULES:
         return Guess(task, dict(given or {}), "as you said")
     text = _first(TEXTS, fields, "text")
-    if task is None and text is not None:
+    if task is None and text is not None and not given:
         return Guess("language_modeling", {}, f"only {text!r} holds text, and no label or answer")
     raise UsageError(
         f"the fields {listed(fields)} fit {task or 'no task that can be told from them'}",
@@ -176,7 +176,7 @@ def _tagging(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | No
     """Lists of equal lengths: words, and tags of which there are few different ones."""
     lists = {n: f for n, f in fields.items() if f.holds in ("texts", "numbers") and f.lengths}
     words = given.get("tokens_field") or _first(TOKENS, lists, "texts")
-    if words not in fields:
+    if words is None or words not in fields:
         return None
     own = fields[words]
     alike = [n for n, f in lists.items() if n != words and f.lengths == own.lengths]
@@ -187,7 +187,7 @@ def _tagging(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | No
     if tags is None:
         text = {n: f for n, f in fields.items() if f.holds == "text"}  # of a .csv: with spaces
         tags = _first(TAGS, text, "text") if own.holds == "text" else None
-    if tags not in fields:
+    if tags is None or tags not in fields:
         return None
     settings = {"tokens_field": words, "tags_field": tags, **given}
     reason = f"{tags!r} holds as many tags as {words!r} holds words"
@@ -220,15 +220,15 @@ def _classification(fields: Fields, count: int, given: Mapping[str, Any]) -> Gue
     first = given.get("text_field") or (pair[0] if pair else _first(TEXTS, text, "text"))
     if first is None and (free := [f for n, f in text.items() if n not in options]):
         first = max(free, key=lambda f: f.characters).name
-    if label not in fields or first not in fields:
+    if label is None or first is None or not {label, first} <= set(fields):
         return None
-    settings = {"text_field": first, "label_field": label}
+    settings: dict[str, Any] = {"text_field": first, "label_field": label}
     if pair and first == pair[0]:
         settings["pair_field"] = pair[1]
     if fields[label].holds in ("texts", "numbers"):
         settings["multi_label"] = True
     reason = f"{label!r} holds {fields[label].distinct:,} different values, {first!r} holds text"
-    return Guess("classification", settings | given, reason,
+    return Guess("classification", {**settings, **given}, reason,
                  _others("label_field", label, options))  # fmt: skip
 
 

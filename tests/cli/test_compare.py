@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, in_process: Any) -> None:
 
 def test_a_child_is_measured_and_told_to_stop(tmp_path: Path) -> None:
     size = 300_000_000
-    script = f"x = b'x' * {size}\nfor i in range(2_000_000): pass"  # lives for a few looks
+    script = f"x = b'x' * {size}\nfor i in range(20_000_000): pass"  # lives for a few looks
     code, peak = compare.run_child([sys.executable, "-c", script])
     assert code == 0 and size < peak < size + 200_000_000
     assert compare.run_child([sys.executable, "-c", "raise SystemExit(7)"])[0] == 7

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("demo", "train", "generate", "chat", "eval", "report", "recipes", "doctor")
+COMMANDS = (
+    "demo", "new", "compare", "train", "generate", "chat", "eval", "report", "recipes", "doctor",
+)  # fmt: skip
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -97,6 +97,8 @@ def test_what_cannot_be_told_says_how_to_tell() -> None:
     assert "task.text_field" in str(told.value)
     with pytest.raises(UsageError, match="unknown task"):
         guess(table(30, text=text), "clasification")
+    with pytest.raises(UsageError, match="'text', 'x'"):  # not taken for plain text
+        guess(table(30, text=text, x=lambda i: i % 2), label_field="y")
     with pytest.raises(UsageError, match="fit tagging"):
         guess(table(30, text=text), "tagging")
 
