@@ -65,7 +65,7 @@ def command(
     default = recipe.model.family
     folder = Path(out or f"runs/{Path(data).name.split('.')[0]}-compared")
     watcher = observer(quiet=quiet)
-    watcher.note(f"{guess.task}: {guess.reason}")
+    watcher.stage_done("task", f"{guess.task}: {guess.reason}", 0.0)
     try:
         found = compare(
             recipe, named or SHORTLIST.get(guess.task, (default,)), folder,

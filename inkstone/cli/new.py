@@ -208,6 +208,7 @@ def recipe_text(
     root = path.absolute().parent
     paths = [Path(p).absolute() for p in data]
     values = recipe.to_dict(only_given=True)
+    values["task"] = {**advice.settings, **values["task"]}
     values["model"] = {"family": family, **settings}
     values["data"]["path"] = [str(_from(root, p)) for p in paths]
     if candidate.kind in FITTED:

@@ -154,8 +154,19 @@ class _Look:
                 self.examples.counts, labels, twice.copies, twice.contradictions,
                 self.examples.overlap,
             ),
-            self.minutes, self.machine.to_dict(),
+            self.minutes, self.machine.to_dict(), self._settings(),
         )  # fmt: skip
+
+    def _settings(self) -> dict[str, Any]:
+        """How BLEU is to cut the words of translations that have no spaces."""
+        if self.task.NAME != "translation":
+            return {}
+        targets = survey(x.target for x in islice(self.examples.part("train"), SURVEYED))
+        return (
+            {"bleu_tokenizer": "zh" if "Han" in targets.scripts else "char"}
+            if (targets.spaceless)
+            else {}
+        )
 
     def _facts(self, twice: Repeats) -> list[tuple[str, str]]:
         facts = [("examples", self.examples.line), ("texts", self.texts.line())]

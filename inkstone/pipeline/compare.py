@@ -87,9 +87,9 @@ def compare(
         for number, (name, own) in enumerate(recipes.items(), 1):
             place = f"{name} ({number} of {len(recipes)})"
             if folder.read_json(out / name / folder.RESULT):
-                observer.note(f"{place}: finished before")
+                observer.stage_done("run", f"{place}: finished before", 0.0)
                 continue
-            observer.note(f"{place}: at most about {recipe.training.minutes:g} min of training")
+            observer.stage_done("run", f"{place}: {recipe.training.minutes:g} min at most", 0.0)
             command = _command(own, out / name, cache, device, quiet)
             code, peak = (child or run_child)(command)
             before = record["measured"].get(name, {}).get("memory_bytes", 0)

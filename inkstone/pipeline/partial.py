@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import itertools
 import json
@@ -19,13 +20,36 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inkstone.errors import CheckpointError, DataError, RunError, UsageError
 from inkstone.files import read_json, sync, write_atomic
 
 SAVE_EVERY_S = 2.0  # at most that much work is lost, and the rows under way
 BLOCK = 1 << 20
+
+
+class Done(NamedTuple):
+    """How far the rows reach; replaced as one, so that a signal finds the old or the new.
+
+    Attributes:
+        records: Rows that are written.
+        size: Their bytes.
+        input: SHA-256 of the records that they answer.
+        output: SHA-256 of the rows.
+    """
+
+    records: int
+    size: int
+    input: Any
+    output: Any
+
+    def and_also(self, records: Sequence[bytes], rows: bytes) -> Done:
+        """With more rows."""
+        read, written = self.input.copy(), self.output.copy()
+        read.update(b"".join(records))
+        written.update(rows)
+        return Done(self.records + len(records), self.size + len(rows), read, written)
 
 
 class Partial:
@@ -35,21 +59,24 @@ class Partial:
         target: The file that they will be.
         path: Where they are so far.
         maker: What makes them: the same from the first row to the last.
-        records: Rows that are written.
-        kept: Of those, rows of earlier attempts.
+        kept: Rows of earlier attempts.
     """
 
     def __init__(self, target: Path, maker: Mapping[str, str]) -> None:
         self.target, self.maker = target, dict(maker)
         self.path = target.with_name(f"{target.name}.partial")
         self.state = target.with_name(f"{target.name}.partial.json")
-        self.records = self.kept = 0
-        self._bytes = 0
+        self.kept = 0
+        self._done = Done(0, 0, hashlib.sha256(), hashlib.sha256())
         self._saved_at = time.monotonic()
-        self._input, self._output = hashlib.sha256(), hashlib.sha256()
         self._expected = ""
         self._file = -1
         self._mine = False  # what is on the disk is ours, to save and to remove
+
+    @property
+    def records(self) -> int:
+        """Rows that are written."""
+        return self._done.records
 
     @classmethod
     @contextlib.contextmanager
@@ -85,8 +112,8 @@ class Partial:
             RunError: They are others.
         """
         for record in itertools.islice(records, self.kept):
-            self._input.update(record)
-        if self.kept and self._input.hexdigest() != self._expected:
+            self._done.input.update(record)
+        if self.kept and self._done.input.hexdigest() != self._expected:
             raise self._misfit(f"the input has changed: its first {self.kept:,} records")
 
     def write(self, records: Sequence[bytes], lines: Sequence[bytes]) -> None:
@@ -104,19 +131,17 @@ class Partial:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._file, view) :]
-            self._output.update(data)
-            self._input.update(b"".join(records))
-            self._bytes += len(data)
-            self.records += len(lines)
+            self._done = self._done.and_also(records, data)
             if time.monotonic() - self._saved_at >= SAVE_EVERY_S:
                 self.save()
 
     def save(self) -> None:
         """Note durably how far the rows reach."""
+        done = self._done
         os.fsync(self._file)
         note = {
-            "format": 1, "records": self.records, "bytes": self._bytes, "maker": self.maker,
-            "input": self._input.hexdigest(), "output": self._output.hexdigest(),
+            "format": 1, "records": done.records, "bytes": done.size, "maker": self.maker,
+            "input": done.input.hexdigest(), "output": done.output.hexdigest(),
         }  # fmt: skip
         write_atomic(self.state, json.dumps(note, indent=1) + "\n")
         self._saved_at = time.monotonic()
@@ -180,15 +205,15 @@ class Partial:
         changed = [k for k in sorted(self.maker) if note["maker"].get(k) != self.maker[k]]
         if changed:
             raise self._misfit(f"it was made by another {' and another '.join(changed)}")
-        self.records = self.kept = note["records"]
-        self._bytes, self._expected = note["bytes"], note["input"]
-        left = self._bytes
+        self.kept, self._expected = note["records"], note["input"]
+        self._done = Done(self.kept, note["bytes"], hashlib.sha256(), hashlib.sha256())
+        left = self._done.size
         while left and (block := os.read(self._file, min(BLOCK, left))):
-            self._output.update(block)
+            self._done.output.update(block)
             left -= len(block)
-        if left or self._output.hexdigest() != note["output"]:
+        if left or self._done.output.hexdigest() != note["output"]:
             raise self._misfit("it is not as it was written")
-        os.ftruncate(self._file, self._bytes)
+        os.ftruncate(self._file, self._done.size)
 
     def _read_note(self) -> dict[str, Any]:
         try:
@@ -214,6 +239,8 @@ class Partial:
         self._file = -1
 
     def _remove(self) -> None:
+        for stale in self.state.parent.glob(f".{glob.escape(self.state.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)  # of a note that was cut off
         self.state.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 

@@ -73,6 +73,7 @@ class Advice:
         warnings: What somebody should look at first.
         minutes: The time budget.
         machine: As measured.
+        settings: More for `[task]`, which the texts suggest.
     """
 
     task: str
@@ -84,6 +85,7 @@ class Advice:
     warnings: list[str]
     minutes: float
     machine: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def candidate(self, family: str) -> Candidate:
         """The one of a family."""

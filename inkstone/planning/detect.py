@@ -157,7 +157,7 @@ def detect(
 
 def _dialogue(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
     name = given.get("turns_field") or next((n for n in TURNS if n in fields), None)
-    if name in fields and fields[name].holds in ("objects", "texts"):
+    if name is not None and name in fields and fields[name].holds in ("objects", "texts"):
         return Guess("dialogue", dict(given), f"{name!r} holds turns of a conversation")
     rated = {"context", "response", "attribute", "rating"}
     if rated <= set(fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -97,12 +98,12 @@ class Repeats:
 
 def repeats(pairs: Iterable[tuple[str, str]]) -> Repeats:
     """Count (text, answer) pairs whose text stands more than once; 16 bytes of memory a pair."""
-    texts, wholes = [], []
+    texts, wholes = array("Q"), array("Q")
     for text, answer in pairs:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
         texts.append(int.from_bytes(digest.digest(), "little"))
         digest.update(b"\0" + answer.encode("utf-8", "surrogatepass"))
         wholes.append(int.from_bytes(digest.digest(), "little"))
-    different = len(np.unique(np.array(texts, np.uint64)))
-    answered = len(np.unique(np.array(wholes, np.uint64)))
+    different = len(np.unique(np.frombuffer(texts, np.uint64)))
+    answered = len(np.unique(np.frombuffer(wholes, np.uint64)))
     return Repeats(len(texts) - different, answered - different)

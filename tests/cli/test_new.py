@@ -143,6 +143,18 @@ def test_tags_and_what_the_user_says(tool: Any, tmp_path: Path) -> None:
     assert "minutes" not in found["toml"]  # fitted at once
 
 
+def test_translations_into_chinese_are_scored_by_characters(tool: Any, tmp_path: Path) -> None:
+    rows = [{"en": f"It is number {i}.", "zh": f"这是第{i}个。"} for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = tool("new", "--data", "t.jsonl", "--json", "--minutes", 0.1, "--yes")
+    assert told.code == 0, told.err
+    made = recipes.load(tmp_path / "t.toml")
+    assert made.task.fields == {
+        "source_field": "en", "target_field": "zh", "bleu_tokenizer": "zh",
+    }  # fmt: skip
+    assert made.model.family == "transformer" and "not known" in told.json["reasons"][0]
+
+
 def test_plain_text(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tool.corpus(tmp_path / "texts")
     lines = [json.loads(x)["text"] for x in (folder / "text.jsonl").read_text().splitlines()]

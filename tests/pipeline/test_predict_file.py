@@ -120,6 +120,27 @@ def test_it_goes_on_byte_for_byte(
     assert heard.rates[-1] == (4 * PORTION + 3 - done,) * 2
 
 
+def test_a_signal_between_a_write_and_its_count(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "in.jsonl", rows(40)), tmp_path / "out.jsonl"
+    original, calls = partial.Done.and_also, [0]
+
+    def cut(self: partial.Done, *arguments: Any) -> partial.Done:
+        calls[0] += 1
+        if calls[0] == 3:  # the rows are in the file, and nobody has counted them
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Done, "and_also", cut)
+        with pytest.raises(KeyboardInterrupt):
+            models["bert"].predict_file(source, out)
+    assert models["bert"].predict_file(source, out) == 40
+    models["bert"].predict_file(source, tmp_path / "whole.jsonl")
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_killed_in_the_middle(models: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 of another process, as soon as it has noted some rows."""
     source = write(tmp_path / "in.jsonl", rows(40))
