@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +69,7 @@ def command(
     guess = advising.guess(base, task, given)
     if asks:
         guess = _confirmed(base, guess, given)
-        minutes = minutes or float(_ask("Minutes to train", "10"))
+        minutes = minutes or _ask("Minutes to train", 10.0)
     minutes = minutes or base.training.minutes or 10.0
     recipe = base.with_values(
         {"task": {"name": guess.task, **guess.settings}, "training": {"minutes": float(minutes)}}
@@ -84,11 +85,15 @@ def command(
         watcher.training_ended()
     if not json:
         show(advice, guess)
+    usable = [x.family for x in advice.candidates if not x.problem]
+    if not usable:
+        problems = "; ".join(f"{x.family}: {x.problem}" for x in advice.candidates)
+        raise UsageError(f"no family can be used here: {problems}")
     family = _ask("Family", advice.chosen) if asks else advice.chosen
-    if family not in {x.family for x in advice.candidates if not x.problem}:
-        raise UsageError(f"{family!r} is none of the families that can be used")
+    while family not in usable:
+        family = _ask(f"One of {', '.join(usable)}", advice.chosen)
     path, text = write(recipe, advice, guess, family, data, output)
-    command = f"inkstone train {path} --run {Path('runs') / path.stem}"
+    command = shlex.join(["inkstone", "train", str(path), "--run", f"runs/{path.stem}"])
     if json:
         result = {**advice.to_dict(), "settings": guess.settings, "recipe": str(path),
                   "toml": text, "command": command}  # fmt: skip
@@ -96,14 +101,16 @@ def command(
         return
     print(f"\nrecipe  {path}\nnext\n  {command}")
     if guess.task != "language_modeling":
-        print(f"  inkstone compare {data[0]} --minutes {minutes:g} --out runs/{path.stem}-compared")
+        print(f"  inkstone compare {shlex.quote(data[0])} --minutes {minutes:g}")
 
 
 # --- asking --------------------------------------------------------------------------------------
 
 
-def _ask(question: str, default: str | None) -> str:
-    return str(typer.prompt(question, default=default, err=True))
+def _ask(question: str, default: Any) -> Any:
+    """An answer of the default's type."""
+    kind = type(default) if default is not None else str
+    return typer.prompt(question, default=default, type=kind, err=True)
 
 
 def task_settings(words: list[str]) -> dict[str, Any]:
@@ -209,7 +216,8 @@ def recipe_text(
     paths = [Path(p).absolute() for p in data]
     values = recipe.to_dict(only_given=True)
     values["task"] = {**advice.settings, **values["task"]}
-    values["model"] = {"family": family, **settings}
+    given = values["model"] if recipe.model.family == family else {}
+    values["model"] = {**settings, **given, "family": family}
     values["data"]["path"] = [str(_from(root, p)) for p in paths]
     if candidate.kind in FITTED:
         del values["training"]["minutes"]  # fitted at once, for as long as it takes

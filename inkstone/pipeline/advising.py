@@ -162,11 +162,9 @@ class _Look:
         if self.task.NAME != "translation":
             return {}
         targets = survey(x.target for x in islice(self.examples.part("train"), SURVEYED))
-        return (
-            {"bleu_tokenizer": "zh" if "Han" in targets.scripts else "char"}
-            if (targets.spaceless)
-            else {}
-        )
+        if not targets.spaceless:
+            return {}
+        return {"bleu_tokenizer": "zh" if "Han" in targets.scripts else "char"}
 
     def _facts(self, twice: Repeats) -> list[tuple[str, str]]:
         facts = [("examples", self.examples.line), ("texts", self.texts.line())]

@@ -19,12 +19,13 @@ from inkstone.errors import DataError
 from inkstone.evaluation.scores import METRICS
 from inkstone.pipeline.examples_data import Examples
 from inkstone.pipeline.memory import PeakMemory
-from inkstone.planning.curve import Expected, extrapolate
+from inkstone.planning.curve import FARTHEST, Expected, extrapolate
 
 SMALLEST, DOUBLINGS = 250, 2
 HELD_OUT = 2000  # examples that are scored
 MOST = 200_000  # examples that are ever held in memory here
 RESAMPLES = 400
+OVERTIME = 3.0  # times as long where nothing could be said otherwise
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def probe(examples: Examples, family: str, settings: dict[str, Any], seconds: fl
         examples: Of a run.
         family: Of the model.
         settings: Of its `Config`.
-        seconds: Spent on it, about; the smallest part is always fitted.
+        seconds: Spent on it, about, and more where that would be too little to say anything; the
+            smallest part is always fitted.
 
     Raises:
         InkstoneError: The family does not do this task, or its extra is not installed.
@@ -60,6 +62,7 @@ def probe(examples: Examples, family: str, settings: dict[str, Any], seconds: fl
     held = _sample(examples, "valid", HELD_OUT)
     task, name = examples.task, examples.task.metrics[0]
     given = [task.given(example) for example in held]
+    total = examples.counts["train"]
     draws = _draws(len(held))
     sizes: list[int] = []
     scores: list[np.ndarray[Any, Any]] = []
@@ -71,14 +74,13 @@ def probe(examples: Examples, family: str, settings: dict[str, Any], seconds: fl
         return part, model
 
     with contextlib.suppress(DataError):  # too small a part says so again below
-        fit(
-            _sizes(len(train))[0]
-        )  # what is imported and compiled the first time counts for nothing
+        fit(_sizes(len(train))[0])  # what is imported and compiled once does not count
     began, memory = time.monotonic(), PeakMemory()
     fit_s = spent = 0.0
     for size in _sizes(len(train)):
         growth = size / sizes[-1] if sizes else 1.0
-        if sizes and time.monotonic() - began + growth * spent > seconds:
+        room = seconds * (OVERTIME if FARTHEST * size < 2 * total else 1.0)
+        if sizes and time.monotonic() - began + growth * spent > room:
             break
         started = time.monotonic()
         try:
@@ -95,7 +97,6 @@ def probe(examples: Examples, family: str, settings: dict[str, Any], seconds: fl
         spent = time.monotonic() - started
     if not sizes:
         raise DataError(f"there are too few examples to fit {family}")
-    total = examples.counts["train"]
     expected = None
     if len(scores) == len(sizes):
         expected = extrapolate(name, sizes, np.stack(scores), total, len(held))

@@ -107,13 +107,13 @@ def test_somebody_at_a_terminal_is_asked(
     rows = [json.loads(x) for x in (data / "train.jsonl").read_text().splitlines()]
     lines = [json.dumps({**row, "kind": "ab"[row["id"] % 2]}) for row in rows]
     (data / "train.jsonl").write_text("\n".join(lines))
-    answers = f"{data}\n\nkind\n3\nbert\n"  # the task and the label's field; minutes; family
+    answers = f"{data}\n\nkind\n3\nbret\nbert\n"  # the task, the label's field, minutes, family
     questions: list[str] = []
     left = iter(answers.split("\n"))
 
-    def prompt(question: str, default: str | None = None, err: bool = False) -> str:
+    def prompt(question: str, default: Any, type: type[Any], err: bool) -> Any:
         questions.append(question)
-        return next(left) or str(default)
+        return type(next(left) or default)
 
     monkeypatch.setattr("typer.prompt", prompt)
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
@@ -122,6 +122,7 @@ def test_somebody_at_a_terminal_is_asked(
                 quiet=True)  # fmt: skip
     assert [q.partition(" (")[0] for q in questions] == [
         "Data", "Task", "Field of the label", "Minutes to train", "Family",
+        "One of bag_of_words, bert",
     ]  # fmt: skip
     made = recipes.load(tmp_path / "topics.toml")
     assert made.model.family == "bert" and made.training.minutes == 3.0
