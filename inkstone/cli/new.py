@@ -172,8 +172,9 @@ def show(advice: Advice, guess: Guess) -> None:
         )  # fmt: skip
     console.print(table)
     rows = Table.grid(padding=(0, 2))
-    for line in advice.reasons:
-        rows.add_row(Text(f"why {advice.chosen}", "bold"), Text(printable(line)))
+    for number, line in enumerate(advice.reasons):
+        name = "" if number else f"why {advice.chosen}"
+        rows.add_row(Text(name, "bold"), Text(printable(line)))
     for name, line in advice.against.items():
         rows.add_row(Text(f"why not {name}"), Text(printable(line)))
     console.print(rows)
