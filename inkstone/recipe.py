@@ -144,15 +144,16 @@ class Recipe(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
 
-    def to_toml(self, notes: Mapping[str, str] | None = None) -> str:
+    def to_toml(self, notes: Mapping[str, str] | None = None, *, only_given: bool = False) -> str:
         """The recipe as TOML that `load` reads back equal.
 
         Args:
             notes: A sentence by key ("training.lr"), written as a comment above that key.
+            only_given: Leave out defaults, so that planning may still choose them.
         """
         notes = notes or {}
         lines = []
-        for section, values in self.to_dict().items():
+        for section, values in self.to_dict(only_given=only_given).items():
             lines.append(f"[{section}]")
             for key, value in values.items():
                 if note := notes.get(f"{section}.{key}"):

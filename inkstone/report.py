@@ -46,17 +46,8 @@ def write(run: Path) -> Path:
         RunError: The folder holds no run.
     """
     facts = gather(run)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["clock"] = clock
     plain = PRETRAINING if facts["objective"] else LANGUAGE_MODEL
-    template = environment.get_template(EXAMPLES if facts["task"] else plain)
+    template = environment().get_template(EXAMPLES if facts["task"] else plain)
     size = {"w": WIDTH, "h": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     page = template.render(**facts, size=size, version=__version__)
     path = run / "report.html"
@@ -64,6 +55,20 @@ def write(run: Path) -> Path:
     points = facts["train_points"], facts["valid_points"]
     picture(*points, run / "loss.png", run.name, f"loss (nats per {facts['unit']})")
     return path
+
+
+def environment() -> jinja2.Environment:
+    """Where the templates of reports are, with their filters; it escapes everything."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["number"] = number
+    found.filters["clock"] = clock
+    return found
 
 
 def gather(run: Path) -> dict[str, Any]:

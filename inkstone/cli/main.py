@@ -20,6 +20,7 @@ from inkstone import __version__
 from inkstone.cli import (
     answer,
     chat,
+    compare,
     demo,
     doctor,
     eval,
@@ -28,6 +29,7 @@ from inkstone.cli import (
     load,
     look,
     merge,
+    new,
     recipes,
     report,
     run,
@@ -46,8 +48,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, train, generate, chat, run, answer, search, eval, look, report, load, import_, merge,
-    recipes, doctor,
+    demo, new, compare, train, generate, chat, run, answer, search, eval, look, report, load,
+    import_, merge, recipes, doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)

@@ -43,6 +43,18 @@ class PlainObserver(Observer):
     def __init__(self) -> None:
         self._valid: float | None = None
         self._last = -math.inf
+        self._stage, self._began, self._told = "", 0.0, 0.0
+
+    def stage(self, name: str) -> None:
+        self._stage = name
+        self._began = self._told = time.monotonic()
+
+    def progress(self, done: int, total: int | None, unit: str) -> None:
+        now = time.monotonic()
+        if now - self._told >= PLAIN_EVERY_S:
+            self._told = now
+            line = progress_line(done, total, unit, self._began)
+            _print(f"{self._stage:{WIDTH}}  {line}")
 
     def stage_done(self, name: str, line: str, seconds: float, *, reused: bool = False) -> None:
         _print(f"{name:{WIDTH}}  {printable(line)}  [{clock(seconds)}]")
@@ -84,11 +96,7 @@ class LiveObserver(Observer):
         self._show(self._bar(None, None, "working"))
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
-        spent = max(1e-9, time.monotonic() - self._began)
-        amount = size_text(done) if unit == "bytes" else f"{done:,} {unit}"
-        rate = size_text(done / spent) if unit == "bytes" else f"{done / spent:,.0f} {unit}"
-        left = f" · {clock((total - done) * spent / done)} left" if total and done else ""
-        self._show(self._bar(done, total, f"{amount} · {rate}/s{left}"))
+        self._show(self._bar(done, total, progress_line(done, total, unit, self._began)))
 
     def stage_done(self, name: str, line: str, seconds: float, *, reused: bool = False) -> None:
         self._stop()
@@ -170,6 +178,15 @@ def others(scores: dict[str, float]) -> str:
     """The scores of a task beside its loss."""
     named = {k: v for k, v in scores.items() if k not in {"nats_per_token", "best_by"}}
     return "".join(f"  {name.replace('_', ' ')} {100 * v:.2f}" for name, v in named.items())
+
+
+def progress_line(done: int, total: int | None, unit: str, began: float) -> str:
+    """Where a stage stands: amount, rate, time left."""
+    spent = max(1e-9, time.monotonic() - began)
+    amount = size_text(done) if unit == "bytes" else f"{done:,} {unit}"
+    rate = size_text(done / spent) if unit == "bytes" else f"{done / spent:,.0f} {unit}"
+    left = f" · {clock((total - done) * spent / done)} left" if total and done else ""
+    return f"{amount} · {rate}/s{left}"
 
 
 def training_line(info: StepInfo, valid: float | None, unit: str = "tokens") -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated
 
 import typer
 
 from inkstone.cli import options
+
+
+class OnError(enum.StrEnum):
+    """As `text.on_error` of a recipe."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 def command(
@@ -21,14 +29,21 @@ def command(
     output: Annotated[
         str | None, typer.Option(help="New file for JSON lines; without it, they go to stdout.")
     ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a bad line of --input: stop, or skip it and count it.")
+    ] = OnError.STOP,
     device: options.Device = "auto",
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Classify, tag or translate with a trained model.
 
     inkstone run runs/reviews "What a film!"
 
     inkstone run runs/reviews --input new.csv --output predicted.jsonl
+
+    A file may be of any size. Its output appears when it is complete; if it was cut off, the same
+    command goes on where it stopped.
     """
     import json as encoder
     import sys
@@ -43,9 +58,15 @@ def command(
         raise UsageError("--output needs --input", fix="write --input FILE --output NEW.jsonl")
     model = api.load(run, device=device)
     if input is not None:
-        count = model.predict_file(input, output)
-        if output is not None:
-            print(f"{count:,} predictions in {output}", file=sys.stderr)
+        from inkstone.cli.progress import observer
+
+        watcher = observer(quiet=quiet or output is None)  # rows on a terminal are progress enough
+        try:
+            count = model.predict_file(input, output, on_error=on_error.value, observer=watcher)
+        finally:
+            watcher.training_ended()  # leave the terminal as it was
+        if json and output is not None:
+            print(encoder.dumps({"output": output, "predictions": count}))
         return
     texts = text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     for given, prediction in zip(texts, model.predict(texts), strict=True):

@@ -33,7 +33,7 @@ from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.stages import StageCache
 from inkstone.pipeline.timing import build_model, time_steps
 from inkstone.planning.auto import plan_vocabulary
-from inkstone.planning.constants import DEFAULT_MINUTES
+from inkstone.planning.constants import DEFAULT_MINUTES, TIMING_SECONDS
 from inkstone.planning.examples import ExampleFacts, plan_examples, plan_length
 from inkstone.planning.plan import Choice, CorpusFacts, Plan
 from inkstone.recipe import Recipe
@@ -129,11 +129,11 @@ def train(recipe: Recipe, session: Session, header: str) -> dict[str, Any]:
     if prepared.kind not in FITTED:
         observer.stage("plan")
         planned_at = time.monotonic()
-        plan = _plan(prepared, machine, session.where)
+        planned = plan(prepared, machine, session.where)
         line = f"chosen for these examples and this machine ({machine.peak_gflops:,.0f} GFLOP/s)"
         observer.stage_done("plan", line, time.monotonic() - planned_at)
-        choices += plan.choices
-        predicted, resolved = plan.predicted, resolved.with_values(plan.values())
+        choices += planned.choices
+        predicted, resolved = planned.predicted, resolved.with_values(planned.values())
     observer.choices(choices)
     if prepared.examples.overlap:
         observer.note(f"{prepared.examples.overlap:,} of the texts that are scored are trained on")
@@ -173,14 +173,20 @@ def resume(recipe: Recipe, session: Session, hashes: Mapping[str, str]) -> dict[
     return _learn(prepared, session)
 
 
-def prepare(recipe: Recipe, session: Session) -> Prepared:
-    """Everything ahead of planning, or what earlier runs left of it."""
+def prepare(recipe: Recipe, session: Session, examples: data.Examples | None = None) -> Prepared:
+    """Everything ahead of planning, or what earlier runs left of it.
+
+    Args:
+        recipe: With its data.
+        session: Where, and for whom.
+        examples: Those of the data, or a sample of them; None reads them.
+    """
     plan = Plan()
     pretrained = Path(recipe.model.pretrained) if recipe.model.pretrained else None
     recipe = embeddings.plan_size(recipe, plan)
     recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
-    examples = data.gather(recipe, session.cache)
+    examples = examples or data.gather(recipe, session.cache)
     if examples.task.REFERS and pretrained is None:
         raise UsageError(
             f"{examples.task.NAME} needs a model that answers already",
@@ -200,7 +206,7 @@ def prepare(recipe: Recipe, session: Session) -> Prepared:
     if family.KIND in FITTED:
         return Prepared(recipe, plan, examples, family.KIND)
     if tokenizer is None:
-        recipe = _choose_tokenizer(recipe, examples, family.KIND, plan, session.where.type)
+        recipe = choose_tokenizer(recipe, examples, family.KIND, plan, session.where.type)
         tokenizer = data.tokenizer_for(examples, recipe.tokenizer, session.cache)
     elif model is not None:
         tokenizer = examples.task.adapt(tokenizer)
@@ -235,9 +241,10 @@ def _pretrained(
     return recipe.with_values({"model": {"family": family}}), model, tokenizer
 
 
-def _choose_tokenizer(
+def choose_tokenizer(
     recipe: Recipe, examples: data.Examples, kind: str, plan: Plan, device: str
 ) -> Recipe:
+    """The tokenizer's kind and size, by the task and the examples; told to the plan."""
     given = recipe.to_dict(only_given=True).get("tokenizer", {})
     if "kind" not in given:
         wanted = TOKENIZER_KIND.get(kind, "bpe")
@@ -302,7 +309,23 @@ def _stream(prepared: Prepared, sizes: Mapping[str, Any]) -> ExampleStream:
     )
 
 
-def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
+def plan(
+    prepared: Prepared,
+    machine: Machine,
+    where: torch.device,
+    *,
+    share: float = 1.0,
+    seconds: float = TIMING_SECONDS,
+) -> Plan:
+    """What to train, and for how long.
+
+    Args:
+        prepared: The examples, or a sample of those to train on.
+        machine: Measured rates.
+        where: Device to train on.
+        share: Of the examples that the sample is.
+        seconds: Spent on timing a candidate.
+    """
     recipe, task, table = prepared.recipe, prepared.task, prepared.table
     assert table is not None
     start = None
@@ -311,21 +334,24 @@ def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
     held_out = prepared.examples.counts["valid"]
     tokens = sum(int(table.lengths(c).sum()) for c in task.LENGTHS)
     facts = ExampleFacts(
-        task.NAME, prepared.kind, len(table), tokens,
+        task.NAME, prepared.kind, round(len(table) / share), round(tokens / share),
         held_out * tokens // max(1, len(table)), _fixed(prepared), start,
     )  # fmt: skip
     dtype = devices.training_dtype(where, recipe.training.precision)
 
     def time_step(fields: Mapping[str, Any], step: Mapping[str, Any]) -> float:
         model = build_model(recipe.model.family, fields, step["precision"], where)
-        return time_steps(model, _stream(prepared, step), task.loss)
+        return time_steps(model, _stream(prepared, step), task.loss, seconds)
+
+    def batches_per_epoch(sizes: Mapping[str, Any]) -> int:
+        return max(1, round(_stream(prepared, sizes).batches_per_epoch / share))
 
     return plan_examples(
         facts,
         machine,
         recipe.to_dict(only_given=True),
         precision="bf16" if dtype == torch.bfloat16 else "fp32",
-        batches_per_epoch=lambda sizes: _stream(prepared, sizes).batches_per_epoch,
+        batches_per_epoch=batches_per_epoch,
         time_step=time_step,
     )
 

@@ -93,12 +93,12 @@ def train(
     observer.stage("plan")
     machine = devices.measure(str(where))
     planned_at = time.monotonic()
-    plan = _plan(prepared, machine, where)
+    planned = plan(prepared, machine, where)
     line = f"chosen for this text and this machine ({machine.peak_gflops:,.0f} GFLOP/s measured)"
     observer.stage_done("plan", line, time.monotonic() - planned_at)
-    choices = [*prepared.plan.choices, *plan.choices]
+    choices = [*prepared.plan.choices, *planned.choices]
     observer.choices(choices)
-    resolved = prepared.recipe.with_values(plan.values())
+    resolved = prepared.recipe.with_values(planned.values())
     notes = {c.key: c.reason for c in choices if c.chosen}
     folder.check_new(run, recipe.data.path)
     folder.create(
@@ -112,7 +112,7 @@ def train(
         },
         plan={
             "choices": [asdict(x) for x in choices],
-            "predicted": plan.predicted,
+            "predicted": planned.predicted,
             "machine": machine.to_dict(),
         },
     )
@@ -195,7 +195,8 @@ def _kind(recipe: Recipe) -> str:
     return kind
 
 
-def _plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
+def plan(prepared: Prepared, machine: Machine, where: torch.device) -> Plan:
+    """What to train on a prepared text, and for how long."""
     recipe = prepared.recipe
     given = recipe.to_dict(only_given=True)
     dtype = devices.training_dtype(where, recipe.training.precision)

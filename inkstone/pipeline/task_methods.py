@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from inkstone import device as devices
 from inkstone import registry
@@ -16,7 +16,8 @@ from inkstone.inference.embed import Embedder
 from inkstone.inference.fill import Filled, fill_mask, write
 from inkstone.inference.index import Index
 from inkstone.inference.predict import Predictor
-from inkstone.pipeline.examples_use import predict_file, score_file
+from inkstone.pipeline.examples_use import folder_hash, predict_file, score_file
+from inkstone.pipeline.observer import Observer
 from inkstone.tasks import classification, question_answering, tagging, translation
 from inkstone.tasks._base import Task
 from inkstone.tasks._summaries import Summary
@@ -246,20 +247,33 @@ class TaskMethods:
         task = self._task()
         return self._predict(task.NAME, [task.example(text) for text in texts])
 
-    def predict_file(self, source: str | Path, target: str | Path | None = None) -> int:
+    def predict_file(
+        self,
+        source: str | Path,
+        target: str | Path | None = None,
+        *,
+        on_error: Literal["stop", "skip"] = "stop",
+        observer: Observer | None = None,
+    ) -> int:
         """Write every record of a table with its prediction, in constant memory.
+
+        Cut off in between, the same call goes on where it stopped.
 
         Args:
             source: A .jsonl, .csv, .tsv or .parquet file.
             target: A new file of JSON lines; None for stdout.
+            on_error: At a bad record "stop", or "skip" it and count it.
+            observer: Told how far it is; nothing is printed.
 
         Returns:
-            How many records there were.
+            How many records have a prediction.
         """
         self._task()
         assert self.predictor is not None
+        model = "" if target is None else folder_hash(self.path)
+        config = TextConfig(on_error=on_error)
         with self._fast():
-            return predict_file(self.predictor, source, target)
+            return predict_file(self.predictor, source, target, config, observer, model=model)
 
     def evaluate(self, data: str | Path) -> dict[str, Any]:
         """Scores on data that the model has not seen.

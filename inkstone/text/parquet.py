@@ -35,7 +35,7 @@ def read_parquet(file: Opened) -> Iterator[Document]:
 
 
 def parquet_rows(
-    file: Opened, wanted: Sequence[str], *, text: bool = False
+    file: Opened, wanted: Sequence[str] | None, *, text: bool = False
 ) -> Iterator[tuple[int, tuple[str, ...], dict[str, Any]]]:
     """Some columns of a table: number of the row, names of all columns, values of those wanted.
 
@@ -43,7 +43,7 @@ def parquet_rows(
 
     Args:
         file: The table.
-        wanted: Columns to read.
+        wanted: Columns to read; None for all.
         text: They must hold text.
 
     Raises:
@@ -59,7 +59,8 @@ def parquet_rows(
         try:
             schema = parquet.read_schema(whole)
             names = tuple(schema.names)
-            there = [field for field in dict.fromkeys(wanted) if field in names]
+            read = dict.fromkeys(names if wanted is None else wanted)
+            there = [field for field in read if field in names]
             dictionaries = [f for f in there if _is_text(arrow, schema.field(f).type)]
             for field in there if text else ():
                 if field not in dictionaries:

@@ -63,13 +63,14 @@ def find_tables(data: Data) -> list[Path]:
 
 
 def read_table(
-    data: Data, wanted: Iterable[str], *, config: TextConfig, log: ReadLog | None = None
+    data: Data, wanted: Iterable[str] | None, *, config: TextConfig, log: ReadLog | None = None
 ) -> Iterator[Record]:
     """All records of some tables, in the order of `find_files`, one at a time.
 
     Args:
         data: A file, a folder, a pattern, "-" for JSON lines on stdin, or a list of those.
         wanted: Fields that will be used, as far as they are there; a .parquet reads only these.
+            None for all.
         config: Limits and policies.
         log: Under `on_error="skip"`, counts what was skipped.
 
@@ -78,7 +79,7 @@ def read_table(
         MissingExtraError: A .parquet without the extra `data`.
     """
     log = log or ReadLog(config)
-    wanted = tuple(wanted)
+    wanted = None if wanted is None else tuple(wanted)
     for path in find_tables(data):
         try:
             yield from _read_file(path, wanted, config, log)
@@ -89,7 +90,7 @@ def read_table(
 
 
 def _read_file(
-    path: Path, wanted: tuple[str, ...], config: TextConfig, log: ReadLog
+    path: Path, wanted: tuple[str, ...] | None, config: TextConfig, log: ReadLog
 ) -> Iterator[Record]:
     name = display(path)
     kind = ".jsonl" if path == STDIN else kind_of(path)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("demo", "train", "generate", "chat", "eval", "look", "merge", "report", "recipes",
-            "doctor")  # fmt: skip
+COMMANDS = (
+    "demo", "new", "compare", "train", "generate", "chat", "eval", "look", "merge", "report",
+    "recipes", "doctor",
+)  # fmt: skip
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
