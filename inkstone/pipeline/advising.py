@@ -18,8 +18,10 @@ from inkstone.device import Machine
 from inkstone.errors import DataError, InkstoneError
 from inkstone.evaluation.baselines import kneser_ney
 from inkstone.inference.predict import FITTED
-from inkstone.pipeline import examples as runs
 from inkstone.pipeline import examples_data as data
+from inkstone.pipeline.examples_prepare import choose_tokenizer, prepare
+from inkstone.pipeline.examples_session import Session
+from inkstone.pipeline.examples_train import plan
 from inkstone.pipeline.finish import held_out_texts
 from inkstone.pipeline.memory import PeakMemory
 from inkstone.pipeline.observer import Observer
@@ -30,6 +32,7 @@ from inkstone.pipeline.run import plan as plan_text
 from inkstone.pipeline.stages import StageCache
 from inkstone.planning import advice as advices
 from inkstone.planning.advice import Advice, Candidate
+from inkstone.planning.constants import DEFAULT_MINUTES
 from inkstone.planning.curve import Expected
 from inkstone.planning.detect import LOOKED_AT, Guess, detect, look
 from inkstone.planning.plan import Plan
@@ -128,7 +131,7 @@ class _Look:
         if language is not None:
             share = 1.0 if language in SPACELESS_LANGUAGES else 0.0
             self.texts = replace(self.texts, scripts={"Han": share} if share else {"Latin": 1.0})
-        self.minutes = recipe.training.minutes or runs.DEFAULT_MINUTES
+        self.minutes = recipe.training.minutes or DEFAULT_MINUTES
 
     def advice(self, more: list[str]) -> Advice:
         """What to train.
@@ -206,24 +209,24 @@ class _Look:
         try:
             if kind not in self.task.HEADS:
                 raise DataError(f"{family} does not do {self.task.NAME}")
-            recipe = runs.choose_tokenizer(recipe, self.examples, kind, choices, self.where.type)
+            recipe = choose_tokenizer(recipe, self.examples, kind, choices, self.where.type)
             with tempfile.TemporaryDirectory() as folder:
                 cache = StageCache(Path(folder) / "cache", Observer())
-                session = runs.Session(Path(folder), cache, cache.observer, self.where, began)
+                session = Session(Path(folder), cache, cache.observer, self.where, began)
                 sample = _sample(self.examples, Path(folder))
                 share = sample.counts["train"] / self.examples.counts["train"]
-                prepared = runs.prepare(recipe, session, sample)
+                prepared = prepare(recipe, session, sample)
                 memory = PeakMemory()
-                plan = runs.plan(prepared, self.machine, self.where, share=share, seconds=TIMING_S)
+                planned = plan(prepared, self.machine, self.where, share=share, seconds=TIMING_S)
                 peak = memory.peak()
         except InkstoneError as error:
             observer.stage_done("plan", f"{family}: {error.message}", time.monotonic() - began)
             return Candidate(family, settings, why, kind, problem=error.message)
-        size = advices.size_of(plan.values().get("model", {}), plan.predicted["parameters"])
+        size = advices.size_of(planned.values().get("model", {}), planned.predicted["parameters"])
         observer.stage_done("plan", f"{family}: {size}", time.monotonic() - began)
         return Candidate(
-            family, settings, why, kind, size, plan.predicted["training_s"], peak, None,
-            choices=(*choices.choices, *plan.choices),
+            family, settings, why, kind, size, planned.predicted["training_s"], peak, None,
+            choices=(*choices.choices, *planned.choices),
         )  # fmt: skip
 
 
@@ -249,7 +252,7 @@ def _sample(examples: data.Examples, folder: Path) -> data.Examples:
 
 def _on_text(recipe: Recipe, cache: StageCache, where: torch.device, machine: Machine) -> Advice:
     """Advice on plain text: a decoder that learns to continue it, beside counted n-grams."""
-    minutes = recipe.training.minutes or runs.DEFAULT_MINUTES
+    minutes = recipe.training.minutes or DEFAULT_MINUTES
     recipe = recipe.with_values({"training": {"minutes": minutes}})
     prepared = prepare_text(recipe, cache, where.type)
     store = DocumentStore(prepared.documents / "train")

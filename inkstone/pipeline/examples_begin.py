@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,15 +12,13 @@ from inkstone.checkpoint import load_model
 from inkstone.corpora.examples import in_batches
 from inkstone.inference.predict import TOKENS_AT_ONCE, Predictor, evaluating
 from inkstone.models._base import adopt
+from inkstone.pipeline.examples_session import Prepared, Session
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.timing import build_model
 from inkstone.planning.plan import Choice, Plan
 from inkstone.recipe import Recipe
 from inkstone.tasks._codec import Codec
 from inkstone.tokenizers.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from inkstone.pipeline.examples import Prepared, Session
 
 
 def find_weights(source: Path) -> Path:

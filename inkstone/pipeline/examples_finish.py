@@ -6,7 +6,7 @@ import contextlib
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inkstone import __version__
 from inkstone.checkpoint import atomic_folder
@@ -21,6 +21,7 @@ from inkstone.inference.generate import Generator
 from inkstone.inference.predict import FITTED, Predictor
 from inkstone.pipeline import adapting
 from inkstone.pipeline.examples_begin import begin, predictor_of
+from inkstone.pipeline.examples_session import Prepared, Session, provenance, save
 from inkstone.pipeline.finish import conclude
 from inkstone.pipeline.folder import PLAN, read_json
 from inkstone.recipe import Recipe
@@ -28,9 +29,6 @@ from inkstone.tasks._base import Task
 from inkstone.text.config import TextConfig
 from inkstone.text.readers import find_files, read
 from inkstone.training.loop import TrainingResult
-
-if TYPE_CHECKING:
-    from inkstone.pipeline.examples import Prepared, Session
 
 
 def finish(
@@ -52,8 +50,6 @@ def finish(
     Returns:
         The result, as written to result.json.
     """
-    from inkstone.pipeline.examples import provenance
-
     observer, examples, run = session.observer, prepared.examples, session.run
     observer.stage("evaluate")
     started = time.monotonic()
@@ -168,8 +164,6 @@ def _samples(
 def _save(
     prepared: Prepared, session: Session, predictor: Predictor[Any, Any], info: dict[str, Any]
 ) -> None:
-    from inkstone.pipeline.examples import save
-
     with atomic_folder(session.run / "model") as out:
         if predictor.kind in FITTED:
             predictor.model.save(out)

@@ -21,12 +21,6 @@ from inkstone.planning.plan import Choice, Plan, Shape, count
 TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 """(model config, training settings) → measured seconds of one step on real batches."""
 
-# Passes over the examples after which more buy little: from scratch, and from pretrained weights
-# (Devlin et al. 2019, appendix A.3: 2 to 4).
-EPOCHS = {"classification": (10, 3), "tagging": (20, 4), "translation": (24, 8),
-          "dialogue": (10, 3), "question_answering": (10, 3), "summarization": (24, 8),
-          "extractive_summarization": (10, 3), "similarity": (10, 3),
-          "instructions": (10, 3), "preferences": (3, 3)}  # fmt: skip
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
 PAIRS_PER_STEP = 64  # of similarity: each is a wrong answer for all others
@@ -40,7 +34,6 @@ LENGTH_SHARE = 0.98  # of the examples fit whole
 LONGEST = 512
 FINE_TUNING_LR = 5e-5 * 768  # over d_model: 5e-5 for BERT-base, more for narrower models
 FINE_TUNING_LR_MAX = 5e-4
-PREFERENCE_LR = 0.2  # times that
 LORA_LR = 10  # times that (Biderman et al. 2024, "LoRA Learns Less and Forgets Less", section 6)
 SCRATCH_LR = 1e-3  # of AdamW
 WARMUP_SHARE = 0.06
@@ -137,6 +130,7 @@ class _Planner:
         model.pop("embeddings", None)
         self.model = model
         self.room = registry.load("models", self.family)
+        self.task = registry.load("tasks", facts.task).Task
         self.seq_len = int(self.given["corpus"]["seq_len"])
         self.result = Plan()
 
@@ -205,7 +199,7 @@ class _Planner:
 
     @property
     def _epochs_wanted(self) -> int:
-        scratch, tuned = EPOCHS.get(self.facts.task, (10, 3))
+        scratch, tuned = self.task.EPOCHS
         return scratch if self.facts.pretrained is None else tuned
 
     def _length(self) -> None:
@@ -235,8 +229,8 @@ class _Planner:
             reason = "small: what was learned must not be lost"
             if self.given.get("lora", {}).get("rank"):
                 rate, reason = LORA_LR * rate, "adapters take ten times the rate of all weights"
-            if self.facts.task == "preferences":
-                rate, reason = PREFERENCE_LR * rate, "smaller still: both answers could be lost"
+            if self.task.RATE < 1:
+                rate, reason = self.task.RATE * rate, f"smaller still, for {self.facts.task}"
             self._choose("training.lr", round(rate, 7), reason)
             self._choose("training.weight_decay", 0.01, "as Devlin et al. 2019")
             self._choose("training.decay_fraction", 1.0, "falls from the end of the warm-up on")

@@ -70,6 +70,10 @@ class Task(ABC, Generic[E, P]):
     FIELDS: ClassVar[tuple[str, ...]]  # settings that name a needed field
     LABELS: ClassVar[str] = ""  # the setting that names the field of the labels, if there are any
     LENGTHS: ClassVar[tuple[str, ...]] = ("ids",)  # columns that are padded apart
+    # Passes over the examples after which more buy little: from scratch, and from pretrained
+    # weights (Devlin et al. 2019, appendix A.3: 2 to 4).
+    EPOCHS: ClassVar[tuple[int, int]] = (10, 3)
+    RATE: ClassVar[float] = 1.0  # of fine-tuning, times the usual one
     SPECIALS: ClassVar[tuple[str, ...]] = ()  # control tokens that it needs besides the usual ones
     REFERS: ClassVar[bool] = False  # learns beside what its pretrained weights say, by `refer`
     TALKS: ClassVar[bool] = False  # its models answer in conversations; the report shows some

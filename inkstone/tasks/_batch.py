@@ -29,10 +29,9 @@ class TokenBatch:
         source_ids: [B, S] what a decoder reads; None without one.
         source_mask: [B, S] bool.
         characters: [B, T, C] ids of each token's characters, 0 at padding; None where unused.
-        segment_ids: [B, T] which of several texts in a row; None where each row holds one.
+        segment_ids: [B, T] which of several texts in its row a token is of; None where each row
+            holds one.
         candidates: [B, T] bool, places that an answer may begin or end at; None where unused.
-        parts: [B, T] which of K parts of its row a token belongs to, 0 at padding; None where rows
-            are of one piece.
     """
 
     input_ids: Tensor
@@ -44,7 +43,6 @@ class TokenBatch:
     characters: Tensor | None = None
     segment_ids: Tensor | None = None
     candidates: Tensor | None = None
-    parts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -54,6 +54,7 @@ class Rewriting(_base.Task[E, P]):
     """
 
     UNIT = "token"
+    EPOCHS = (24, 8)
     HEADS: ClassVar = {"seq2seq": ""}
     LENGTHS = ("target", "source")
     config: Config

@@ -93,9 +93,9 @@ class Task(_summaries.Summarizing):
 
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
-        parts, _ = pad([row["parts"] for row in rows], 0)
+        segments, _ = pad([row["parts"] for row in rows], 0)
         targets, _ = pad([row["labels"] for row in rows], IGNORE_INDEX)
-        return TokenBatch(input_ids, targets, mask, parts=parts)
+        return TokenBatch(input_ids, targets, mask, segment_ids=segments)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
         total = F.cross_entropy(
@@ -110,8 +110,8 @@ class Task(_summaries.Summarizing):
 
     def _scores(self, model: Any, batch: TokenBatch) -> Tensor:
         """Scores of both labels of every sentence: fp32 [B, K, 2]."""
-        assert batch.parts is not None
-        own = F.one_hot(batch.parts, batch.targets.shape[1] + 1)[..., 1:].float()  # [B, T, K]
+        assert batch.segment_ids is not None
+        own = F.one_hot(batch.segment_ids, batch.targets.shape[1] + 1)[..., 1:].float()  # [B, T, K]
         total = torch.bmm(own.mT, model(**batch.inputs).float())
         return total / own.sum(1)[..., None].clamp_min(1.0)
 

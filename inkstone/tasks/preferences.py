@@ -122,6 +122,8 @@ class Task(_base.Task[Example, Judged]):
     """
 
     NAME = "preferences"
+    EPOCHS = (3, 3)
+    RATE = 0.2  # both answers could be lost (Rafailov et al. 2023, appendix B: 1e-6)
     UNIT = "pair"
     HEADS: ClassVar = {"causal": ""}
     FIELDS = ("chosen_field", "rejected_field")

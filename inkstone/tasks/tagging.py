@@ -89,6 +89,7 @@ class Task(_base.Task[Example, Tagging]):
     """Words to tags."""
 
     NAME = "tagging"
+    EPOCHS = (20, 4)
     UNIT = "word"
     HEADS: ClassVar = {"encoder": "token", "markov": ""}
     FIELDS = ("tokens_field", "tags_field")
