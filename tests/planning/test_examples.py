@@ -10,7 +10,7 @@ import pytest
 from inkstone import registry
 from inkstone.device import Machine
 from inkstone.planning import constants as c
-from inkstone.planning.examples import EPOCHS, WARMUP_SHARE, ExampleFacts, plan_examples
+from inkstone.planning.examples import WARMUP_SHARE, ExampleFacts, plan_examples
 
 MACHINE = Machine(
     device="cpu", name="test", cores=2, threads=2, instruction_sets=("AVX2",), torch_version="2",
@@ -65,7 +65,7 @@ def test_a_translator_begins_with_muon_unless_told_otherwise() -> None:
 def test_warm_up_is_a_share_of_the_steps_that_fit() -> None:
     short, long = plan(1, "marian"), plan(10_000, "marian")
     assert long["training.warmup_steps"] == round(
-        WARMUP_SHARE * EPOCHS["translation"][0] * PER_EPOCH
+        WARMUP_SHARE * registry.load("tasks", "translation").Task.EPOCHS[0] * PER_EPOCH
     )
     fitting = 60 / short["step_s"]
     assert fitting < 0.5 * short["steps"]
