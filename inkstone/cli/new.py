@@ -217,7 +217,7 @@ def recipe_text(
     paths = [Path(p).absolute() for p in data]
     values = recipe.to_dict(only_given=True)
     values["task"] = {**advice.settings, **values["task"]}
-    given = values["model"] if recipe.model.family == family else {}
+    given = values.get("model", {}) if recipe.model.family == family else {}
     values["model"] = {**settings, **given, "family": family}
     values["data"]["path"] = [str(_from(root, p)) for p in paths]
     if candidate.kind in FITTED:
