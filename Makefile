@@ -49,6 +49,7 @@ bench: $(STAMP) # every benchmark, hours
 	$(BIN)/python -m benchmarks.word_vectors
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.bert_base
+	$(BIN)/python -m benchmarks.retrieval
 
 clean: # remove .venv and caches (runs are kept)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -122,9 +122,9 @@ def row(name: str, test: Pairs, rank: Callable[[], Iterator[Scores]], trained_s:
     seconds = time.perf_counter() - began
     return {
         "by": name,
-        "recall@1": round(100 * float((places == 1).mean()), 1),
-        "recall@10": round(100 * float((places <= 10).mean()), 1),
-        "MRR@10": round(100 * float(np.where(places <= 10, 1 / places, 0).mean()), 1),
+        "recall@1": f"{100 * float((places == 1).mean()):.1f}",
+        "recall@10": f"{100 * float((places <= 10).mean()):.1f}",
+        "MRR@10": f"{100 * float(np.where(places <= 10, 1 / places, 0).mean()):.1f}",
         "trained": f"{trained_s:.0f} s" if trained_s else "–",
         "search": f"{seconds:.1f} s",
     }

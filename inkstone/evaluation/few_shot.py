@@ -284,6 +284,10 @@ class _Accuracy:
 
     metrics = ("accuracy",)
 
+    def among(self, found: Sequence[bool], given: Sequence[bool]) -> Sequence[bool]:
+        """Answers stand by themselves."""
+        return found
+
 
 def _report(
     shots: int,

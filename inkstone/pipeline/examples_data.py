@@ -309,7 +309,9 @@ def encode(
     def build(out: Path) -> str:
         codec = Codec(tokenizer, max_length)
         rows = _encoded(examples, codec, cache.observer)
-        ExampleTable.write(out, _with_replay(rows, examples.task, codec, data))
+        if data.replay:
+            rows = _with_replay(rows, examples.task, codec, data)
+        ExampleTable.write(out, rows)
         return describe(out)
 
     def describe(folder: Path) -> str:
@@ -343,9 +345,9 @@ def _with_replay(
     for row in rows:
         tokens += len(row["ids"])
         yield row
-    left = tokens * data.replay_share / (1 - data.replay_share) if data.replay else 0.0
+    left = tokens * data.replay_share / (1 - data.replay_share)
     waiting: list[int] = []
-    documents = read(data.replay, config=TextConfig()) if data.replay else iter(())
+    documents = read(data.replay, config=TextConfig())
     while left > 0 and (document := next(documents, None)) is not None:
         waiting += [*codec.tokenizer.encode(document.text), codec.tokenizer.eos_id]
         while left > 0 and len(waiting) >= codec.max_length:
