@@ -12,8 +12,8 @@
 "answers" is the perplexity of held-out answers and their ends, "text" that of plain text that the
 base was not trained on, each before training and after. "pairs" is the share of held-out pairs of
 which the chosen answer gains more probability over the reference than the rejected one, "margin"
-the mean difference of those gains in nats times β; before training both models are the same, so
-the margin is 0.
+the mean difference of those gains in nats times β; before training both models are the same, which
+gives 50 % and 0.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def train(folder: Path, stage: str, language: str, minutes: float) -> None:
 
 
 def score(folder: Path) -> None:
+    from inkstone.evaluation.scores import Score
+
     rows = []
     for path in sorted(folder.glob("*/result.json")):
         stage, _, language = path.parent.name.partition("-")
@@ -91,14 +93,12 @@ def score(folder: Path) -> None:
         if stage == "base":
             row["text"] = f"{result['scores']['table'][0]['perplexity']:.1f}"
         else:
-            before, names = result["baseline"], {"perplexity": "answers", "margin": "margin",
-                                                 "preference_accuracy": "pairs"}  # fmt: skip
+            names = {"perplexity": "answers", "margin": "margin", "preference_accuracy": "pairs"}
             row["held out"] = str(result["examples"])
-            for found in result["scores"]:
-                name, value = found["name"], found["value"]
-                row[names[name]] = (
-                    f"{before[name]:.3g} → {value:.3g} ({found['low']:.3g} to {found['high']:.3g})"
-                )
+            for found in (Score(**x) for x in result["scores"] if x["name"] in names):
+                before = result["baseline"].get(found.name)
+                start = "" if before is None else f"{found.scale * before:.2f} → "
+                row[names[found.name]] = start + found.shown
             if result["remembered"]:
                 row["text"] = " → ".join(f"{x['perplexity']:.1f}" for x in result["remembered"])
         rows.append(row)

@@ -316,7 +316,7 @@ METRICS: Mapping[str, tuple[str, Callable[[Any, Sequence[Any], Sequence[Any]], V
     "token_accuracy": ("share of words with the right tag", _token_accuracy),
     "perplexity": ("exp of the mean loss of a word that is learned", _perplexity),
     "preference_accuracy": (
-        "share of pairs whose margin is above zero; within 0.01, which is rounding, counts half",
+        "share of pairs whose margin is above zero; within 0.01 of it counts half",
         lambda task, found, given: _above(_margins(found), tie=0.01),
     ),
     "margin": (

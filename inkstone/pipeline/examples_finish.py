@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,15 @@ def finish(
 
 
 def _before(prepared: Prepared, session: Session, part: str) -> dict[str, Any] | None:
-    """What the pretrained weights score before training, where they can do the task at all."""
-    if prepared.pretrained is None or not prepared.task.TALKS:
+    """What the pretrained weights score before training, where they can do the task at all.
+
+    A score that compares with them is left out: the task that is asked here has no reference.
+    """
+    task = prepared.task
+    if prepared.pretrained is None or not task.TALKS:
         return None
     start = predictor_of(prepared, begin(prepared, session))
+    start = replace(start, task=type(task)(task.config, task.labels))
     rows = evaluate(start, prepared.examples.part(part), resamples=0)["scores"]
     return {"name": "before training", **{row["name"]: row["value"] for row in rows}}
 

@@ -165,7 +165,7 @@ def packed(rows: Iterable[Row], most: int) -> Iterator[Row]:
     """Several conversations in a row of at most `most` ids, each a segment of its own.
 
     Best fit, the longest first, among so many conversations as are held at once (Krell et al. 2021,
-    "Efficient Sequence Packing without Cross-contamination", section 3.1).
+    "Efficient Sequence Packing without Cross-contamination").
     """
     iterator = iter(rows)
     while some := list(islice(iterator, PACKED_AT_ONCE)):

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: a decoder learns to answer, from conversations that show how.
 
 Ouyang et al. 2022 ("Training language models to follow instructions with human feedback", section
-3.1, "SFT"). A conversation is written by the chat template that is saved with the model, the one
+3.5, "SFT"). A conversation is written by the chat template that is saved with the model, the one
 that `inkstone chat` and transformers' `apply_chat_template` use, so all three give the same ids.
 Loss: −Σ log p(x_t | x_<t) in nats, over what the assistant says and the control token that ends it;
 what it is told is read and not learned.

@@ -97,7 +97,7 @@ def test_mistakes() -> None:
 
 
 def test_the_files_are_those_of_peft(tmp_path: Path) -> None:
-    """Names and shapes of peft 0.17 for LlamaForCausalLM, and for GPT-2's transposed `c_attn`."""
+    """Names and shapes as peft documents them: for Llama, and for GPT-2's transposed `c_attn`."""
     save_adapter(tmp_path, taught(model_of(llama)), base="base")
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"

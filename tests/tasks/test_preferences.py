@@ -219,8 +219,7 @@ def test_a_run_raises_the_margin_of_held_out_pairs(tmp_path: Path) -> None:
         result = json.loads((tmp_path / name / "result.json").read_text())
         found = {row["name"]: row["value"] for row in result["scores"]}
         before = result["baseline"]
-        assert before["margin"] == pytest.approx(0, abs=1e-4)
-        assert before["preference_accuracy"] == 0.5
+        assert set(before) == {"name", "chosen_likelier"}  # the margin is of both models
         assert found["margin"] > 0.1 and found["preference_accuracy"] == 1.0
         assert found["chosen_likelier"] >= before["chosen_likelier"]
         log = [json.loads(x) for x in (tmp_path / name / "log.jsonl").read_text().splitlines()]
