@@ -25,6 +25,7 @@ from inkstone.cli import (
     eval,
     generate,
     import_,
+    label,
     load,
     recipes,
     report,
@@ -44,7 +45,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, train, generate, chat, run, answer, search, eval, report, load, import_, recipes, doctor,
+    demo, train, generate, chat, run, answer, search, label, eval, report, load, import_, recipes,
+    doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
