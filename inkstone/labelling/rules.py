@@ -152,10 +152,10 @@ def load_rules(path: Path | str) -> list[Rule]:
             raise DataError(
                 f"{path}, rule {number}: {key + ': ' if key else ''}{message}"
             ) from None
-        name = rule.name or f"{rule.label} {number}"
+        label = normalize(rule.label.strip())
+        name = rule.name or f"{label} {number}"
         if name in {other.name for other in rules}:
             raise DataError(f"{path}, rule {number}: the name {name!r} stands twice")
-        label = normalize(rule.label.strip())
         rules.append(rule.model_copy(update={"name": name, "label": label}))
     return rules
 
