@@ -196,7 +196,8 @@ def rule_lines(found: dict[str, Any]) -> list[str]:
     names = ("coverage", "overlap", "conflict", "accuracy")
     lines = [f"{'rule':24} {'votes for':12} " + " ".join(f"{n:>9}" for n in names) + "  measured"]
     for row in found["rules"]:
-        numbers = " ".join(f"{100 * row[name]:9.2f}" for name in names)
+        values = ("–" if row[name] is None else f"{100 * row[name]:.2f}" for name in names)
+        numbers = " ".join(f"{value:>9}" for value in values)
         seen = row["measured"]
         measured = "–" if seen is None else f"{100 * seen:.2f} of {row['measured_on']:,}"
         label, rule = printable(row["label"]), printable(row["rule"])

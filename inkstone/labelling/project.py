@@ -126,11 +126,12 @@ class Project:
     # --- learning --------------------------------------------------------------------------------
 
     def teachable(self) -> Ints:
-        """[N] what a model may learn from: people's labels; rules' where those have one class."""
-        known = np.where(self.checks, ABSTAIN, self.known("person"))
-        if len(np.unique(known[known != ABSTAIN])) < 2:
-            known = np.where(self.checks, ABSTAIN, self.known("person", "rule"))
-        return known
+        """[N] what a model may learn from: people's labels, and those of rules while they help."""
+        people = np.where(self.checks, ABSTAIN, self.known("person"))
+        rules = np.where(self.checks, ABSTAIN, self.known("rule"))
+        if (rules == ABSTAIN).all():
+            return people
+        return self.bag.better(people, rules, self.labels)
 
     def guess(self, known: Ints | None = None) -> Floats | None:
         """[N, C] probabilities by the model; None while fewer than two classes are known."""
@@ -283,8 +284,8 @@ class Project:
             rows.append({
                 "rule": rule.name, "label": rule.label, "coverage": fact.coverage,
                 "overlap": fact.overlap, "conflict": fact.conflict,
-                "accuracy": float(model.accuracies[j]), "measured": right,
-                "measured_on": int(both.sum()),
+                "accuracy": float(model.accuracies[j]) if fact.coverage else None,
+                "measured": right, "measured_on": int(both.sum()),
             })  # fmt: skip
         both = covered[known[covered] != ABSTAIN]
         agreed = float((p[both].argmax(1) == known[both]).mean()) if len(both) else None
