@@ -67,7 +67,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"text": f"Dear all. We meet at {n}. Bring cake.", "summary": f"We meet at {n}"}
         for n in range(40)
     ]
+    inbox = [
+        {"text": f"{w} number {n} for you", "label": w if n < 3 else None}
+        for n in range(30)
+        for w in ("prize", "lunch")
+    ]
+    (tmp_path / "rules.toml").write_text(
+        '[[rule]]\nlabel = "prize"\nkeywords = ["prize"]\n'
+        '[[rule]]\nlabel = "lunch"\nregex = "lunch number [1-5]"\n'
+    )
     tables = {"news": news, "captions": captions, "questions": questions, "mails": mails}
+    tables["inbox"] = inbox
     for name, rows in tables.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -62,6 +62,7 @@ class Project:
 
     Raises:
         DataError: The table's own labels are not among the classes, or no word occurs twice.
+        UsageError: The file of labels is about other texts.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class Project:
                     f"{text.place}: the label {text.label!r} is none of {', '.join(self.labels)}",
                     fix="add it with --labels, or name another field with --label-field",
                 )
+        if store.said and self.places.keys().isdisjoint(store.said):
+            raise UsageError(
+                f"{store.path} holds labels of other texts", fix="choose another file with --out"
+            )
         if any(not text.label for text in self.test):
             raise DataError("an example of --test has no label", fix="every one needs one")
         self.bag = Bag.of([text.text for text in self.texts])

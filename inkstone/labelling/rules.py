@@ -41,7 +41,7 @@ from inkstone.text.normalize import normalize
 
 MAX_BYTES = 1 << 20
 MAX_RULES = 1000
-SECONDS = 1.0  # that one pattern may search one text
+SECONDS = 1.0  # that one pattern may search one text, at least
 _CJK = re.compile(f"[{CJK}]")
 
 
@@ -186,30 +186,39 @@ def vote(
     votes = np.full((len(texts), len(rules)), ABSTAIN)
     for j, rule in enumerate(rules):
         place = labels.index(rule.label)
-        for i, (text, record) in enumerate(zip(texts, fields, strict=True)):
-            with _limited(rule):
+        with _watched(rule) as reached:
+            for i, (text, record) in enumerate(zip(texts, fields, strict=True)):
+                reached[0] = i
                 if rule.holds(text if rule.field is None else record.get(rule.field)):
                     votes[i, j] = place
     return votes
 
 
 @contextlib.contextmanager
-def _limited(rule: Rule) -> Iterator[None]:
-    """Patterns such as (a+)+b can take for ever; an alarm ends them, where one can be set."""
+def _watched(rule: Rule) -> Iterator[list[int]]:
+    """Patterns such as (a+)+b can take for ever; an alarm ends them, where one can be set.
+
+    Gives a list for the number of the text that is being searched: where it is the same at two
+    alarms, a search did not end.
+    """
+    reached = [0]
     if rule.regex is None or threading.current_thread() is not threading.main_thread():
-        yield
+        yield reached
         return
+    seen = [-1]
 
-    def stop(*_: Any) -> None:
-        raise DataError(
-            f"rule {rule.name!r}: its pattern searched one text for more than {SECONDS:.0f} s",
-            fix="a repetition of a repetition, as in (a+)+, can do that: write it otherwise",
-        )
+    def tick(*_: Any) -> None:
+        if seen[0] == reached[0]:
+            raise DataError(
+                f"rule {rule.name!r}: its pattern searched one text for more than {SECONDS:g} s",
+                fix="a repetition of a repetition, as in (a+)+, can do that: write it otherwise",
+            )
+        seen[0] = reached[0]
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
     try:
-        yield
+        yield reached
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

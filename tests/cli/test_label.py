@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inkstone.cli.main import main
+from inkstone.labelling.server import Server
 
 RULES = """
 [[rule]]
@@ -60,6 +61,24 @@ def test_suggestions_come_back_with_labels(here: Path, capsys: pytest.CaptureFix
     more = json.loads(capsys.readouterr().out)["suggestions"]
     assert not {row["text"] for row in rows} & {row["text"] for row in more}
     assert all(0.5 <= row["confidence"] <= 1 for row in more)
+
+
+def test_serve(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def until_ctrl_c(self: Server, poll_interval: float) -> None:
+        id = self.desk.state()["example"]["id"]
+        self.desk.act("label", {"id": id, "label": "law"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", until_ctrl_c)
+    arguments = ["label", "news.jsonl", "--labels", "law,sport", "--serve", "--json"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["labels"]["law"]["person"] == 1 and "http://127.0.0.1:" in err
+    (here / "other.jsonl").write_text('{"text": "b b"}\n{"text": "b b b"}')
+    assert main(["label", "other.jsonl"]) == 2
+    assert "of other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
