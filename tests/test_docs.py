@@ -74,6 +74,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"tokens": ["Ada", "met", town, "."], "tags": ["B-PER", "O", "B-LOC", "O"]}
         for town in ["Rome", "Oslo", "Lima", "Bern"] * 10
     ]
+    inbox = [
+        {"text": f"{w} number {n} for you", "label": w if n < 3 else None}
+        for n in range(30)
+        for w in ("prize", "lunch")
+    ]
+    (tmp_path / "rules.toml").write_text(
+        '[[rule]]\nlabel = "prize"\nkeywords = ["prize"]\n'
+        '[[rule]]\nlabel = "lunch"\nregex = "lunch number [1-5]"\n'
+    )
     tables = {
         "sentences": sentences,
         "news": news,
@@ -82,6 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "mails": mails,
         "talks": talks,
         "pairs": pairs,
+        "inbox": inbox,
     }
     for name, rows in tables.items():
         (tmp_path / name).mkdir()

@@ -16,7 +16,7 @@ LAYERS = [
     {"tasks", "checkpoint"},
     {"training", "inference"},
     {"evaluation", "compression", "inspection", "safety", "planning"},
-    {"recipe", "pipeline", "api", "report", "recipes"},
+    {"recipe", "pipeline", "api", "report", "recipes", "labelling"},
     {"serving"},
     {"cli", "__main__"},
 ]

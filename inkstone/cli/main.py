@@ -26,6 +26,7 @@ from inkstone.cli import (
     eval,
     generate,
     import_,
+    label,
     load,
     look,
     merge,
@@ -48,8 +49,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, new, compare, train, generate, chat, run, answer, search, eval, look, report, load,
-    import_, merge, recipes, doctor,
+    demo, new, compare, label, train, generate, chat, run, answer, search, eval, look, report,
+    load, import_, merge, recipes, doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)

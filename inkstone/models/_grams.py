@@ -43,6 +43,15 @@ class Counts:
         """The same entries with other values."""
         return Counts(self.rows, self.columns, values, self.shape)
 
+    def take(self, rows: Ints) -> Counts:
+        """These rows alone, in this order."""
+        starts = np.searchsorted(self.rows, np.stack((rows, rows + 1)))
+        lengths = starts[1] - starts[0]
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(starts[0] - (ends - lengths), lengths)
+        new = np.repeat(np.arange(len(rows)), lengths)
+        return Counts(new, self.columns[places], self.values[places], (len(rows), self.shape[1]))
+
     def times(self, weights: npt.NDArray[np.floating]) -> Floats:
         """The product with a vector: [F] → [D]."""
         return _sums(self.rows, self.values * weights[self.columns], self.shape[0])

@@ -59,6 +59,9 @@ class Config(Section):
     weighting: Literal["naive_bayes", "tfidf", "counts", "binary"] = "naive_bayes"
     alpha: float = Field(default=1.0, gt=0, description="added to counts before the ratio")
     inverse_penalty: float = Field(default=1.0, gt=0, description="C of the logistic regression")
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: rare labels count as much as frequent ones"
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="after")
@@ -131,13 +134,32 @@ class Model:
         """
         if len(texts) != len(labels):
             raise ModelError(f"{len(texts)} texts, but {len(labels)} labels")
+        if len(set(labels)) < 2:
+            raise ModelError("a classifier needs at least two labels, each a string or an integer")
+        features, counts = Features.fit(texts, self.config)
+        return self.fit_counts(features, counts, labels)
+
+    def fit_counts(self, features: Features, counts: Counts, labels: Sequence[Label]) -> Model:
+        """Learn the weights of features that were chosen before, on more texts than have labels.
+
+        Args:
+            features: What is counted.
+            counts: [N, F] of the training texts.
+            labels: One a text, strings or integers.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ModelError: Fewer than two labels, or no feature.
+            MissingExtraError: scikit-learn is not installed.
+        """
         known = _sound_labels(sorted(set(labels), key=lambda x: (isinstance(x, str), x)))
         if len(known) < 2:
             raise ModelError("a classifier needs at least two labels, each a string or an integer")
-        features, counts = Features.fit(texts, self.config)
         if not features.n_features:
             raise ModelError(
-                f"no n-gram occurs in {self.config.min_df} of the {len(texts)} texts",
+                f"no n-gram occurs in {self.config.min_df} of the {counts.shape[0]} texts",
                 fix="lower min_df, or give more text",
             )
         positives = known[1:] if len(known) == 2 else known
@@ -158,13 +180,18 @@ class Model:
         parts = [np.empty((0, len(self.labels)))]
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             some = self._features.counts(texts[start : start + TEXTS_AT_ONCE])
-            counts = self._features.weigh(some)
-            pairs = zip(self._weights, self._bias, strict=True)
-            positive = _sigmoid(np.stack([counts.times(w) + b for w, b in pairs], axis=1))
-            if positive.shape[1] == 1:
-                positive = np.concatenate((1 - positive, positive), axis=1)
-            parts.append(positive / positive.sum(axis=1, keepdims=True))
+            parts.append(self.probabilities_of(some))
         return np.concatenate(parts)
+
+    def probabilities_of(self, counts: Counts) -> Floats:
+        """`predict_probabilities` of texts whose features are counted already: [N, F] → [N, C]."""
+        counts = self._features.weigh(counts)
+        pairs = zip(self._weights, self._bias, strict=True)
+        positive = _sigmoid(np.stack([counts.times(w) + b for w, b in pairs], axis=1))
+        if positive.shape[1] == 1:
+            positive = np.concatenate((1 - positive, positive), axis=1)
+        scaled: Floats = positive / positive.sum(axis=1, keepdims=True)
+        return scaled
 
     def predict(self, texts: Sequence[str]) -> list[Label]:
         """The most probable label of each text.
@@ -258,6 +285,7 @@ class Model:
         regression = linear.LogisticRegression(
             C=self.config.inverse_penalty, solver="liblinear", dual=True, max_iter=1000,
             random_state=self.config.seed,
+            class_weight="balanced" if self.config.class_weights == "balanced" else None,
         )  # fmt: skip
         starts = np.searchsorted(x.rows, np.arange(x.shape[0] + 1))
         regression.fit(sparse.csr_matrix((x.values, x.columns, starts), shape=x.shape), y)
