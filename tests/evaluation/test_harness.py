@@ -20,23 +20,7 @@ from inkstone.inference import Generator
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.train import train
 
-WORDS = ["river", "stone", "moon", "lamp", "paper", "ink", "tea", "garden", "boat", "winter", "fish"]
-    "river",
-    "stone",
-    "moon",
-    "lamp",
-    "paper",
-    "ink",
-    "brush",
-    "tea",
-    "garden",
-    "cloud",
-    "boat",
-    "winter",
-    "song",
-    "door",
-    "fish",
-]
+WORDS = ["river", "stone", "moon", "lamp", "ink", "tea", "garden", "boat", "winter", "fish"]
 CONTEXT = 48
 FAMILIES = ("gpt2", "llama")
 TASKS = ("ink_choice", "ink_rolling", "ink_write")
