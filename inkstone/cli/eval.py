@@ -12,12 +12,20 @@ from inkstone.cli import options
 def command(
     run: options.RunOrModel,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Text or a table of labelled examples (- is stdin); "
             "for word vectors a file of analogies or of word pairs with scores."
         ),
-    ],
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness instead: hellaswag,arc_easy."),
+    ] = None,
+    tasks_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder of tasks of your own for --harness; code that it names runs."),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
@@ -63,7 +71,15 @@ def command(
     from inkstone.errors import UsageError
     from inkstone.vectors.table import Vectors
 
+    if (data is None) == (harness is None):
+        raise UsageError("give either --data or --harness", fix="such as --data held-out.txt")
     model = api.load(run, device=device)
+    if harness is not None:
+        from inkstone.cli.harness import print_scores
+
+        print_scores(model, harness, json=json, shots=shots, tasks_dir=tasks_dir, limit=limit)
+        return
+    assert data is not None
     if isinstance(model, Vectors):
         from inkstone.cli.vectors import print_test
         from inkstone.evaluation.vectors import evaluate
