@@ -23,7 +23,7 @@ from inkstone.models._grams import Counts
 from inkstone.models.bag_of_words import Config, Model
 from inkstone.text.bm25 import CJK
 
-# chosen on training texts of AG News, IMDb and ChnSentiCorp (python -m benchmarks.labels --choose)
+# a first choice, not a measured one: python -m benchmarks.labels --choose compares it with others
 WORDS = Config(word_ngrams=1, class_weights="balanced")
 CHARACTERS = Config(word_ngrams=0, char_ngrams=2, class_weights="balanced")
 FOLDS = 4

@@ -12,8 +12,8 @@ This is the expectation maximisation of Dawid and Skene 1979, "Maximum Likelihoo
 Observer Error-Rates Using the EM Algorithm" (equations 2.3 to 2.5), begun at the majority, on the
 rows that some rule votes on; the agreement of Ratner et al. 2017, "Snorkel", section 2.2. That a
 rule says nothing is an answer too: most rules know one class only, and models in which silence
-tells nothing (one accuracy a rule) explain whole classes away. f_j is how often rule j says what at
-all: A rows more, on which it knows nothing. Rows whose label is known take part with that label.
+tells nothing (one accuracy a rule) can explain whole classes away. f_j is how often rule j says
+what at all: A rows more, on which it knows nothing. Rows with a known label take part with it.
 
 Shapes: N rows, R rules, C classes.
 """
