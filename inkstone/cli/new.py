@@ -160,7 +160,7 @@ def show(advice: Advice, guess: Guess) -> None:
         grid.add_row(Text("look", "bold yellow"), Text(printable(line), overflow="fold"))
     console.print(grid)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "family", "size", "time", "memory", "score to expect"):
+    for name in ("", "family", "size", "time", "memory", "held-out score to expect"):
         table.add_column(name, justify="right" if name in ("time", "memory") else "left")
     for x in advice.candidates:
         best = x.family == advice.chosen
@@ -217,7 +217,7 @@ def recipe_text(
     paths = [Path(p).absolute() for p in data]
     values = recipe.to_dict(only_given=True)
     values["task"] = {**advice.settings, **values["task"]}
-    given = values["model"] if recipe.model.family == family else {}
+    given = values.get("model", {}) if recipe.model.family == family else {}
     values["model"] = {**settings, **given, "family": family}
     values["data"]["path"] = [str(_from(root, p)) for p in paths]
     if candidate.kind in FITTED:
