@@ -95,12 +95,12 @@ def show(found: Comparison) -> None:
     from inkstone.cli.text import clock, printable
     from inkstone.planning.plan import size_text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("")
     table.add_column("family", no_wrap=True)
     metric = found.metric.replace("_", " ")
-    for name in (metric, "95 %", "training", "ms each", "ms alone", "memory", "disk"):
-        table.add_column(name, justify="right")
+    for name in (metric, "95 %", "train", "ms", "alone", "memory", "disk"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         if row.problem:
             table.add_row("", row.name, Text(row.problem))
@@ -117,6 +117,7 @@ def show(found: Comparison) -> None:
     console.print(table)
     part = {"test": "test", "valid": "held-out", "train": "training"}[found.part]
     console.print(Text(printable(f"{metric}: {found.definition}, on the {part} examples")))
+    console.print(Text("ms: to predict one of many; alone: one that comes by itself"))
     console.print(Text("* on the Pareto front: none is as good in all columns and better in one"))
 
 

@@ -160,7 +160,7 @@ def show(advice: Advice, guess: Guess) -> None:
         grid.add_row(Text("look", "bold yellow"), Text(printable(line), overflow="fold"))
     console.print(grid)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "family", "size", "time", "memory", "score to expect"):
+    for name in ("", "family", "size", "time", "memory", "held-out score to expect"):
         table.add_column(name, justify="right" if name in ("time", "memory") else "left")
     for x in advice.candidates:
         best = x.family == advice.chosen

@@ -227,7 +227,7 @@ def _classification(fields: Fields, count: int, given: Mapping[str, Any]) -> Gue
         settings["pair_field"] = pair[1]
     if fields[label].holds in ("texts", "numbers"):
         settings["multi_label"] = True
-    reason = f"{label!r} holds {fields[label].distinct:,} different values, {first!r} holds text"
+    reason = f"{label!r} holds few different values, {first!r} holds text"
     return Guess("classification", {**settings, **given}, reason,
                  _others("label_field", label, options))  # fmt: skip
 
