@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from inkstone.errors import CheckpointError
+from inkstone.errors import CheckpointError, UsageError
 
 MANIFEST = "sha256.json"
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
@@ -49,6 +49,33 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_new(path: Path | str, content: str, option: str) -> None:
+    """Write a text file that a user asked for: whole, and never onto one that is there.
+
+    Args:
+        path: The new file.
+        content: Its text.
+        option: What named it, for messages: "--output".
+
+    Raises:
+        UsageError: The file is there already, or cannot be written.
+    """
+    target = Path(path)
+    private = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        write_atomic(private, content)
+        os.link(private, target)  # unlike a rename, never onto a file that has come meanwhile
+        sync(target.parent)
+    except FileExistsError as error:
+        raise UsageError(f"{path} is there already", fix=f"choose another {option}") from error
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}", fix=f"choose another {option}"
+        ) from error
+    finally:
+        private.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -46,6 +46,7 @@ def command(
 
     from inkstone import registry
     from inkstone.errors import UsageError
+    from inkstone.files import write_new
     from inkstone.inspection.look import look, page, total
 
     if task not in TASKS:
@@ -60,8 +61,7 @@ def command(
     rows = look(data, chosen, tokenizer, most=seq_len or most, limit=limit)
     if html is not None:
         held = list(rows)
-        with open(html, "x", encoding="utf-8") as file:
-            file.write(page(held, Path(data).name))
+        write_new(html, page(held, Path(data).name), "--html")
         print(f"{html}: {total(held)}")
     elif json:
         for row in rows:

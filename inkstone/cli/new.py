@@ -189,17 +189,11 @@ def write(
         UsageError: The file is there, or cannot be written.
     """
     from inkstone.cli.session import default_run
-    from inkstone.errors import UsageError
+    from inkstone.files import write_new
 
     path = Path(output) if output else _free(Path(f"{default_run(recipe, None).name}.toml"))
     text = recipe_text(recipe, advice, guess, family, data, path)
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UsageError(f"{path} is there already", fix="choose another --output") from error
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_new(path, text, "--output")
     return path, text
 
 

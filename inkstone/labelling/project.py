@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from inkstone.errors import DataError, UsageError
+from inkstone.files import write_new
 from inkstone.labelling import votes as voting
 from inkstone.labelling.guess import Bag
 from inkstone.labelling.rules import Rule, vote
@@ -235,8 +236,7 @@ class Project:
             How many there are.
 
         Raises:
-            UsageError: The file exists.
-            DataError: It cannot be written.
+            UsageError: The file exists, or cannot be written.
         """
         rows = []
         for place, text in enumerate(self.texts):
@@ -244,13 +244,7 @@ class Project:
             if said is not None:
                 row = {text_field: text.text, **asdict(said)}
                 rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.writelines(rows)
-        except FileExistsError as error:
-            raise UsageError(f"{path} exists", fix="name a new file with --export") from error
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}") from error
+        write_new(path, "".join(rows), "--export")
         return len(rows)
 
     # --- labels without people -------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_serve(
         (["news.jsonl", "--labels", "a,b", "--rules", "rules.toml"], "votes for"),
         (["news.jsonl", "--labels", "a,b", "--self-train"], "two labels"),
         (["news.jsonl", "--labels", "a,b", "--field", "body"], "no field 'body'"),
-        (["news.jsonl", "--labels", "a,b", "--export", "rules.toml"], "exists"),
+        (["news.jsonl", "--labels", "a,b", "--export", "rules.toml"], "is there already"),
     ],
 )
 def test_mistakes(

@@ -128,7 +128,7 @@ def test_adding_and_exporting(project: Maker, tmp_path: Path) -> None:
     assert one.export(tmp_path / "train.jsonl", "text") == 2
     texts = read_texts(tmp_path / "train.jsonl", "text", "label")
     assert [(t.text, t.label) for t in texts] == [(one.texts[i].text, "sport") for i in (1, 2)]
-    with pytest.raises(UsageError, match="exists"):
+    with pytest.raises(UsageError, match="is there already"):
         one.export(tmp_path / "train.jsonl", "text")
     filled.write_text('{"text": "of another table", "label": "sport"}')
     with pytest.raises(DataError, match="not in the table"):

@@ -147,16 +147,14 @@ def test_killed_in_the_middle(models: dict[str, Any], tmp_path: Path) -> None:
     model, out = models["bert"], tmp_path / "out.jsonl"
     script = (
         "import sys, time, inkstone as ink\n"
+        "from inkstone.pipeline.observer import Observer\n"
         "from inkstone.inference import predict\n"
         "from inkstone.pipeline import examples_use, partial\n"
         f"predict.EXAMPLES_AT_ONCE = examples_use.EXAMPLES_AT_ONCE = {PORTION}\n"
         "partial.SAVE_EVERY_S = 0\n"
-        "class Slow(ink.pipeline.Observer):\n"
+        "class Slow(Observer):\n"
         "    def progress(self, done, total, unit): print(done, flush=True); time.sleep(60)\n"
         "ink.load(sys.argv[1]).predict_file(sys.argv[2], sys.argv[3], observer=Slow())\n"
-    )
-    script = script.replace("ink.pipeline.Observer", "Observer").replace(
-        "import sys", "from inkstone.pipeline.observer import Observer\nimport sys", 1
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, str(model.path), str(source), str(out)],
