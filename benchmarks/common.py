@@ -87,6 +87,8 @@ def report(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     for row in rows:
         print("| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |")
     for key, value in facts.items():
+        if isinstance(value, dict):
+            continue  # for the file, not for reading
         print(f"{key}: {_cell(value)}")
     OUT.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"rows": list(rows), **facts}, indent=1, ensure_ascii=False)
