@@ -114,8 +114,7 @@ class Block(nn.Module):
             attended = attend_packed(q, k, v, packing, view)
         else:
             q = project(x[first], [self.q]).unflatten(-1, (self.n_heads, -1))
-            k, v = project(x, (self.k, self.v)).unflatten(-1, (2, self.n_heads, -1)).unbind(1)
-            attended = attend_once(q, k, v, packing, view)
+            attended = attend_once(q, x, self.k, self.v, packing, view)
         return project(attended, [self.o])
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -221,12 +220,12 @@ def flops_per_token(config: Config, seq_len: int) -> float:
     """Multiply-adds of one forward pass, two operations each; training takes three times as many.
 
     Of the heads only the one over words counts, and it as if every token were predicted. Where
-    texts are labelled the last block makes keys and values only, but for the first token.
+    texts are labelled the last block does nothing, but for the first token.
     """
     d, f = config.d_model, config.d_ff
     words = d * d + config.vocab_size * d if config.head in ("mlm", "pretraining") else 0
     whole = config.n_layers - (config.head == "sequence")
-    matmuls = whole * (4 * d * d + 2 * d * f) + (config.n_layers - whole) * 2 * d * d + words
+    matmuls = whole * (4 * d * d + 2 * d * f) + words
     attention = whole * 2 * (2 * seq_len * d)  # q·k, then weights·v
     return 2.0 * matmuls + attention
 

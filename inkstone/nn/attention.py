@@ -15,7 +15,9 @@ from torch import Tensor
 from inkstone.errors import ModelError
 from inkstone.nn import blockwise, compiled_attention
 from inkstone.nn.cache import KVCache
+from inkstone.nn.linear import Linear
 from inkstone.nn.packing import Packing
+from inkstone.nn.pointwise import narrow
 from inkstone.nn.positions import check_length
 
 ROW_COST = 1 << 16  # scores that are computed in the time that one more call takes
@@ -203,20 +205,38 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View)
     return packing.pack(attend(q, k, v, view))
 
 
-def attend_once(q: Tensor, k: Tensor, v: Tensor, packing: Packing, view: View) -> Tensor:
+def attend_once(
+    q: Tensor, x: Tensor, keys: Linear, values: Linear, packing: Packing, view: View
+) -> Tensor:
     """`attend` of one query a row to the tokens of its row, for tokens without padding.
+
+    A query is as good a thing to map as a key, q · (W x + b) = (Wᵀ q) · x + q · b, and a weighted
+    mean of values is a value of the mean. Of one query there are fewer than of tokens: neither
+    keys nor values are made.
 
     Args:
         q: [B, H, E].
-        k, v: [N, H, E].
+        x: [N, D], what keys and values are made of.
+        keys, values: D → H·E, with biases.
         packing: Where the tokens are.
         view: `View.everything`, without a window.
 
     Returns:
         [B, H·E].
     """
-    k, v = (packing.unpack(x).transpose(1, 2) for x in (k, v))
-    return attend(q[:, :, None], k, v, view)[:, 0]
+    x = packing.unpack(x)  # [B, T, D]
+    of_keys, of_values = (
+        narrow([m.weight], x.dtype).unflatten(0, (q.shape[1], -1)) for m in (keys, values)
+    )  # [H, E, D]
+    scores = torch.bmm(q.transpose(0, 1), of_keys).transpose(0, 1) @ x.mT  # [B, H, T]
+    if keys.bias is not None:  # the same for all tokens; here for its gradient
+        scores = scores + (q * keys.bias.to(q.dtype).view_as(q[0])).sum(-1, keepdim=True)
+    scores = scores * q.shape[2] ** -0.5
+    if view.mask is not None:
+        scores = scores.masked_fill(~view.mask[:, :, 0], float("-inf"))
+    mean = torch.softmax(scores, -1) @ x  # [B, H, D]
+    out = torch.bmm(mean.transpose(0, 1), of_values.mT).transpose(0, 1).flatten(1)
+    return out if values.bias is None else out + values.bias.to(out.dtype)
 
 
 def _and_itself(mask: Tensor) -> Tensor:

@@ -19,5 +19,6 @@ def test_matmul_flops_of_a_text_equal_what_torch_counts() -> None:
     counts = counter.get_flop_counts()["Global"]
     matmuls = sum(v for k, v in counts.items() if "attention" not in str(k))
     attention = 2.0 * 2 * (config.n_layers - 1) * n * d
-    first = 2 * (2 * d * d + 2 * d * f + d * d + 2 * d)  # the last block, pooler and classifier
+    first = 2 * (4 * d * d + 2 * d * f + d * d + 2 * d)  # the last block, pooler and classifier
+    first += 2 * 2 * config.n_heads * n * d  # its query reads what keys and values are made of
     assert matmuls == n * (bert.flops_per_token(config, n) - attention) + first
