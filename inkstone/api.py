@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from inkstone.evaluation.code import CodeReport
     from inkstone.evaluation.few_shot import FewShotReport
     from inkstone.evaluation.perplexity import PerplexityReport
+    from inkstone.inference.middle import Infill
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -328,6 +330,21 @@ class LanguageModel(TaskMethods):
             return self.generator.generate([prompt], config)[0]
         return self.generator.generate(list(prompt), config)
 
+    def fill(self, prefix: str, suffix: str, **sampling: Any) -> Infill:
+        """Write what stands between two texts, as an editor asks for it.
+
+        Args:
+            prefix: Before the cursor.
+            suffix: Behind it.
+            sampling: As in `generate`.
+
+        Raises:
+            UsageError: The model was not trained by `fill_in_the_middle`.
+        """
+        from inkstone.inference.middle import fill_between
+
+        return fill_between(self.generator, [(prefix, suffix)], SamplingConfig(**sampling))[0]
+
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """Pieces of a continuation as they come; never half a character.
 
@@ -502,6 +519,25 @@ class LanguageModel(TaskMethods):
         questions, pool = read_both(Form(template, tuple(labels)), data, demonstrations)
         asked = sample(questions, limit, settings.get("seed", 0))
         return few_shot(generator, asked, pool or questions, shots=shots, **settings)
+
+    def score_python(self, data: str | Path, *, limit: int = 200, seed: int = 0) -> CodeReport:
+        """How well it writes Python: next tokens, hidden lines, functions that parse.
+
+        Args:
+            data: A .py file, a folder, a pattern, or a table with a text column, not trained on.
+            limit: Functions and lines to write, at most so many of each.
+            seed: Of what is drawn.
+
+        Raises:
+            DataError: There is no Python, or no function in it.
+        """
+        from inkstone.evaluation.code import write_python
+        from inkstone.text.readers import read
+
+        whole = {"source_code": True, "split_on": "file"}
+        documents = read(Path(data), config=self._text_config().model_copy(update=whole))
+        texts = (document.text for document in documents)
+        return write_python(self.generator, texts, limit=limit, seed=seed)
 
     def __repr__(self) -> str:
         family = self.info.get("family", type(self.model).__module__.rsplit(".", 1)[-1])

@@ -26,6 +26,12 @@ def command(
         str | None,
         typer.Option(help="Folder of tasks of your own for --harness; code that it names runs."),
     ] = None,
+    python: Annotated[
+        bool,
+        typer.Option(
+            "--python", help="How well it writes the Python in --data: tokens, lines, functions."
+        ),
+    ] = False,
     stride: Annotated[
         int | None,
         typer.Option(min=1, help="Score this many new tokens a window; the rest is context."),
@@ -49,8 +55,13 @@ def command(
     shared: Annotated[
         bool, typer.Option(help="The same solved examples before every question; faster.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many questions at most.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what --shots and --limit draw.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask so many questions (or lines and functions) at most."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of what --shots, --python and --limit draw.")
+    ] = 0,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
@@ -85,6 +96,11 @@ def command(
         from inkstone.evaluation.vectors import evaluate
 
         print_test(evaluate(model, data), json=json)
+        return
+    if python:
+        from inkstone.cli.code import print_report
+
+        print_report(model, data, json=json, limit=limit, seed=seed)
         return
     if shots is not None:
         from inkstone.cli.few_shot import print_reports

@@ -14,6 +14,9 @@ def command(
     prompt: Annotated[
         list[str] | None, typer.Argument(help="Text to continue; without it, stdin is read.")
     ] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Write what stands between the prompt and this.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
@@ -39,6 +42,7 @@ def command(
 
     from inkstone import api
     from inkstone.cli.text import printable
+    from inkstone.errors import UsageError
 
     text = " ".join(prompt) if prompt else ("" if sys.stdin.isatty() else sys.stdin.read())
     model = api.load(run, device=device)
@@ -48,6 +52,13 @@ def command(
         "seed": seed,
     }  # fmt: skip
     settings = {key: value for key, value in settings.items() if value is not None}
+    if suffix is not None:
+        if count > 1:
+            raise UsageError("--suffix asks for one text, and --count for several")
+        filled = model.fill(text, suffix, **settings)
+        print(encoder.dumps(filled.to_dict(), ensure_ascii=False, indent=2) if json
+              else printable(str(filled)))  # fmt: skip
+        return
     if json or count > 1:
         results = model.generate([text] * count, **settings)
         if json:

@@ -279,16 +279,6 @@ class _Asker:
         return self.generator.tokenizer.encode_batch(texts)
 
 
-class _Accuracy:
-    """What `scores.score` asks of a task."""
-
-    metrics = ("accuracy",)
-
-    def among(self, found: Sequence[bool], given: Sequence[bool]) -> Sequence[bool]:
-        """Answers stand by themselves."""
-        return found
-
-
 def _report(
     shots: int,
     questions: Sequence[Question],
@@ -297,7 +287,7 @@ def _report(
     asker: _Asker,
 ) -> FewShotReport:
     right = [_right(q, answer) for q, answer in zip(questions, answers, strict=True)]
-    accuracy = scores.score(_Accuracy(), right, [True] * len(right))[0]
+    accuracy = scores.share("accuracy", right, "share of the questions that are answered right")
     options = bool(questions[0].options)
     chance = float(np.mean([1 / len(q.options) for q in questions])) if options else None
     fixed = len({q.options for q in questions}) == 1

@@ -101,6 +101,19 @@ def score(
     return result
 
 
+def share(
+    name: str, right: Sequence[bool] | npt.NDArray[np.bool_], definition: str, *, seed: int = 0
+) -> Score:
+    """How many of some things are right, with its interval.
+
+    How many of N drawn with replacement are right is binomial, so that none need be drawn.
+    """
+    n, value = len(right), float(np.mean(right))
+    drawn = np.random.default_rng(seed).binomial(n, value, RESAMPLES) / n
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Score(name, value, float(low), float(high), definition)
+
+
 def values(task: Any, found: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
     """The scores alone, quickly: for looks during training. Those that need a text are left out."""
     ones, found = np.ones(len(given)), task.among(found, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import torch
 
 from inkstone.checkpoint import atomic_folder, load_model, save_model
 from inkstone.corpora.rows import Ids, Pieces
-from inkstone.inference.fill import fill_mask, write
+from inkstone.inference.fill import Filled, fill_mask, write
+from inkstone.inference.middle import fill_marked
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.pipeline.finish import conclude, course, times
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared
 from inkstone.recipe import Recipe
 from inkstone.tasks._objective import Objective
+from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.training.loop import TrainingResult
 
+FILL: dict[str, Callable[[Any, Tokenizer, Sequence[str]], list[Filled]]] = {
+    "encoder": fill_mask, "seq2seq": write, "causal": fill_marked
+}  # fmt: skip
 COUNTED_TARGETS = 300_000  # of training batches, for the frequencies of the simplest guess
 SAMPLE_TOKENS = 24  # of a held-out text, as an example
 
@@ -128,7 +134,7 @@ def _samples(
 ) -> list[dict[str, Any]]:
     """Beginnings of held-out documents with something hidden, and what the model puts there."""
     settings, tokenizer = recipe.evaluation, prepared.tokenizer
-    fill = fill_mask if objective.KINDS == ("encoder",) else write
+    fill = FILL[objective.KINDS[0]]
     prompts = list(settings.prompts)
     if not prompts:
         length = max(4, min(SAMPLE_TOKENS, objective.seq_len - 8))

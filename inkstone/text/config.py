@@ -25,6 +25,8 @@ class TextConfig(Section):
             is cut at blank lines into documents of about 4 kB, so that a part can be held out.
             Nothing is left out by "auto" and "blank_line": the documents of a file, put together,
             are the file.
+        source_code: Read files of source code too (.py, .c, .js, …), each as text. Elsewhere they
+            are passed over: scripts beside a collection of texts are no part of it.
         on_error: At a damaged file or a bad record: "stop" with an error that names it, or "skip"
             it, count it and go on.
         max_document_bytes: A longer document, or line of a .jsonl, .csv or .tsv, is an error.
@@ -40,6 +42,7 @@ class TextConfig(Section):
     valid_fraction: float = Field(default=0.05, ge=0, le=0.5)
     seed: int = Field(default=0, ge=0, lt=2**63)
     split_on: Literal["auto", "file", "blank_line", "line"] = "auto"
+    source_code: bool = False
     on_error: Literal["stop", "skip"] = "stop"
     max_document_bytes: int = Field(default=64 * 2**20, ge=1, lt=2**40)
     max_file_bytes: int = Field(default=2**40, ge=1, lt=2**63)

@@ -22,7 +22,15 @@ Data = str | Path | Sequence[str | Path]
 STDIN = Path("-")
 COMPRESSED = (".gz", ".zst")
 KINDS = frozenset({".txt", ".md", ".jsonl", ".csv", ".tsv", ".html", ".htm", ".parquet"})
-_KNOWN = f"known: {', '.join(sorted(KINDS))}, plain or .gz or .zst"
+SOURCES = frozenset({
+    ".c", ".cc", ".cpp", ".cs", ".css", ".cu", ".go", ".h", ".hpp", ".java", ".jl", ".js", ".kt",
+    ".lua", ".php", ".pl", ".py", ".pyi", ".r", ".rb", ".rs", ".rst", ".scala", ".sh", ".sql",
+    ".swift", ".toml", ".ts", ".tsx",
+})  # fmt: skip
+_KNOWN = (
+    f"known: {', '.join(sorted(KINDS))}, plain or .gz or .zst; source code with "
+    "text.source_code=true"
+)
 
 
 def kind_of(path: Path) -> str:
@@ -51,6 +59,11 @@ def find_files(data: Data, *, log: ReadLog | None = None) -> list[Path]:
     return list(dict.fromkeys(found)) if len(parts) > 1 else found
 
 
+def _readable(path: Path, log: ReadLog | None) -> bool:
+    kind = kind_of(path)
+    return kind in KINDS or (kind in SOURCES and log is not None and log.config.source_code)
+
+
 def _find(part: str | Path, log: ReadLog | None) -> list[Path]:
     path = Path(part)
     if path == STDIN:
@@ -62,13 +75,13 @@ def _find(part: str | Path, log: ReadLog | None) -> list[Path]:
     except (OSError, ValueError) as error:  # a name too long, a zero byte, a link to itself
         raise DataError(f"{str(part)[:200]!r}: {error}", fix="check the path") from error
     if exists:
-        if kind_of(path) not in KINDS:
+        if not _readable(path, log):
             raise DataError(f"{display(path)}: unknown kind of file", fix=_KNOWN)
         return [path]
     if not glob.has_magic(str(part)):
         raise DataError(f"{display(path)} does not exist", fix="check the path")
     matches = (Path(match) for match in glob.iglob(str(part), recursive=True))
-    files = sorted((p for p in matches if kind_of(p) in KINDS and not p.is_dir()), key=os.fsencode)
+    files = sorted((p for p in matches if _readable(p, log) and not p.is_dir()), key=os.fsencode)
     if not files:
         raise DataError(
             f"no file of a known kind matches {display(path)}",
@@ -100,7 +113,7 @@ def _walk(folder: str, root: str, log: ReadLog | None) -> Iterator[str]:
                         _bad(log, _leads_out(entry.path), "links that lead out of the folder")
                     elif entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-                    elif kind_of(Path(entry.name)) in KINDS:
+                    elif _readable(Path(entry.name), log):
                         if not (entry.is_symlink() and os.path.isdir(entry.path)):
                             yield entry.path
                     elif log is not None:

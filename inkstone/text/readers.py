@@ -70,7 +70,7 @@ def _read_file(path: Path, config: TextConfig, log: ReadLog) -> Iterator[Documen
     with open_bytes(path, config) as (stream, raw):
         log.current = None if path == STDIN else raw
         text = stream if kind in BINARY else utf8(stream, name)
-        for document in READERS[kind](Opened(text, name, config, log.bad)):
+        for document in READERS.get(kind, read_text)(Opened(text, name, config, log.bad)):
             if len(document.text) * 4 > limit and len(document.text.encode("utf-8")) > limit:
                 log.bad(_too_long(document, limit))
             else:

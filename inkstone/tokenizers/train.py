@@ -68,8 +68,7 @@ def train(
     backend, special = make(corpus, config, size, specials if roles is None else roles.specials)
     template = config.chat_template or (chat.TEMPLATE if roles is None else None)
     if roles is not None:
-        unknown = special.get("unk_token", roles.names["unk_token"])
-        special = {**roles.names, "unk_token": unknown}
+        special = {**roles.names, **{k: v for k, v in special.items() if k == "unk_token"}}
         roles.dress(backend)
     return Tokenizer(backend, special, chat_template=template, kind=config.kind)
 

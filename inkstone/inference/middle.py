@@ -1,0 +1,77 @@
+"""Write what stands between two texts, with a decoder that learned to (Bavarian et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from inkstone.errors import UsageError
+from inkstone.inference.config import SamplingConfig
+from inkstone.inference.fill import Filled
+from inkstone.inference.generate import FinishReason, Generator
+from inkstone.tasks.fill_in_the_middle import MIDDLE, Marks
+from inkstone.tokenizers.tokenizer import Tokenizer
+
+SAMPLE = SamplingConfig(max_tokens=48, temperature=0.0)  # for the examples of a report
+
+
+@dataclass(frozen=True, slots=True)
+class Infill:
+    """What was written between two texts.
+
+    Attributes:
+        prefix: What stands before it.
+        text: What was written.
+        suffix: What stands behind it.
+        finish_reason: "stop" where the model came to the end, else "length".
+    """
+
+    prefix: str
+    text: str
+    suffix: str
+    finish_reason: FinishReason
+
+    def __str__(self) -> str:
+        return self.prefix + self.text + self.suffix
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self) | {"filled": str(self)}
+
+
+def fill_between(
+    generator: Generator, pairs: Sequence[tuple[str, str]], config: SamplingConfig
+) -> list[Infill]:
+    """The middle of each (prefix, suffix), in the order PSM.
+
+    What does not fit into the context is left out where it is farthest from the middle; the answer
+    may take half of the context at most.
+
+    Raises:
+        UsageError: The model was not trained for it, or has no tokenizer.
+    """
+    tokenizer = generator.tokenizer
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer, so a prompt cannot be text")
+    marks = Marks(tokenizer)
+    config = config.but(max_tokens=min(config.max_tokens, generator.max_seq_len // 2))
+    room = generator.max_seq_len - config.max_tokens - 4  # begin-of-text and three marks
+    prompts = []
+    for prefix, suffix in pairs:
+        before, after = tokenizer.encode(prefix), tokenizer.encode(suffix)
+        after = after[: max(room - len(before), room // 2)]
+        before = before[max(0, len(before) - (room - len(after))) :]
+        prompts.append([*generator.encode(""), *marks.psm(before, after)])
+    found = generator.generate(prompts, config)
+    return [
+        Infill(prefix, answer.text, suffix, answer.finish_reason)
+        for (prefix, suffix), answer in zip(pairs, found, strict=True)
+    ]
+
+
+def fill_marked(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:
+    """Greedily what belongs where each text has <|fim_middle|>, or behind it without one."""
+    halves = [text.partition(MIDDLE) for text in texts]
+    pairs = [(before, after) for before, _, after in halves]
+    return [Filled(str(x)) for x in fill_between(Generator(model, tokenizer), pairs, SAMPLE)]
