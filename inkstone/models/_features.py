@@ -16,6 +16,8 @@ from inkstone.text.segment import words
 if TYPE_CHECKING:
     from inkstone.models.bag_of_words import Config
 
+TFIDF = ("tfidf", "sublinear_tfidf")  # weightings that have an idf
+
 
 @dataclass(frozen=True)
 class Alphabet:
@@ -87,7 +89,7 @@ class Features:
         made = [Alphabet.fit(kind, texts, n, config) for kind, n in _kinds(config).items()]
         counts = stack([c for _, c in made])
         idf = np.empty(0)
-        if config.weighting == "tfidf":
+        if config.weighting in TFIDF:
             frequency = counts.with_values(np.ones_like(counts.values)).column_sums()
             idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
         return Features(config, tuple(a for a, _ in made), idf), counts
@@ -100,9 +102,12 @@ class Features:
         """What the linear model is given; for "naive_bayes" before the ratio is applied."""
         if self.config.weighting == "counts":
             return counts
-        if self.config.weighting != "tfidf":
+        if self.config.weighting not in TFIDF:
             return counts.with_values(np.ones_like(counts.values))
-        values = counts.values * self.idf[counts.columns]
+        often = counts.values
+        if self.config.weighting == "sublinear_tfidf":
+            often = 1 + np.log(often)
+        values = often * self.idf[counts.columns]
         length = np.sqrt(np.bincount(counts.rows, values**2, counts.shape[0]))
         return counts.with_values(values / length[counts.rows])
 
@@ -125,7 +130,7 @@ class Features:
         for alphabet in self.alphabets:
             for n, keys in enumerate(alphabet.grams.keys, start=2):
                 found[f"{alphabet.kind}.{n}"] = keys
-        return {**found, "idf": self.idf} if self.config.weighting == "tfidf" else found
+        return {**found, "idf": self.idf} if self.config.weighting in TFIDF else found
 
     @staticmethod
     def dtypes(config: Config) -> dict[str, str]:
@@ -135,7 +140,7 @@ class Features:
             for kind, top in _kinds(config).items()
             for n in range(2, top + 1)
         }
-        return {**keys, "idf": "float64"} if config.weighting == "tfidf" else keys
+        return {**keys, "idf": "float64"} if config.weighting in TFIDF else keys
 
     @staticmethod
     def read(
@@ -166,7 +171,7 @@ class Features:
                 raise CheckpointError(f"{where}: the n-grams of {kind} do not fit the vocabulary")
             alphabets.append(Alphabet(kind, tuple(symbols), grams))
         features = Features(config, tuple(alphabets), arrays.get("idf", np.empty(0)))
-        if config.weighting == "tfidf" and features.idf.shape != (features.n_features,):
+        if config.weighting in TFIDF and features.idf.shape != (features.n_features,):
             raise CheckpointError(f"{where}: idf does not have one number a feature")
         return features
 

@@ -66,11 +66,14 @@ def test_counts_are_scikit_learns(texts: list[str], n: int, characters: int, min
     assert np.array_equal(_dense(features.counts(texts)), _dense(counts))
 
 
-def test_tf_idf_is_scikit_learns() -> None:
-    features, counts = Features.fit(TEXTS, Config(word_ngrams=2, min_df=2, weighting="tfidf"))
+@pytest.mark.parametrize("weighting", ["tfidf", "sublinear_tfidf"])
+def test_tf_idf_is_scikit_learns(weighting: Any) -> None:
+    features, counts = Features.fit(TEXTS, Config(word_ngrams=2, min_df=2, weighting=weighting))
+    assert counts.values.max() > 1
     vectorizer = sklearn_text.TfidfVectorizer(
-        tokenizer=words, token_pattern=None, ngram_range=(1, 2), vocabulary=_columns(features)
-    )
+        tokenizer=words, token_pattern=None, ngram_range=(1, 2), vocabulary=_columns(features),
+        sublinear_tf=weighting.startswith("sublinear"),
+    )  # fmt: skip
     theirs = vectorizer.fit_transform(TEXTS).toarray()
     np.testing.assert_allclose(_dense(features.weigh(counts)), theirs, rtol=1e-12)
     unseen = ["warm warm film of unknown words", ""]
@@ -89,7 +92,9 @@ def test_the_ratio_by_hand() -> None:
     assert ratio == pytest.approx([math.log(0.25 / (2.5 / 4)), math.log(0.75 / (1.5 / 4))])
 
 
-@pytest.mark.parametrize("weighting", ["naive_bayes", "tfidf", "counts", "binary"])
+@pytest.mark.parametrize(
+    "weighting", ["naive_bayes", "tfidf", "sublinear_tfidf", "counts", "binary"]
+)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_probabilities_are_those_of_scikit_learns_regressions(weighting: Any, classes: int) -> None:
     linear = pytest.importorskip("sklearn.linear_model")
@@ -142,7 +147,7 @@ def test_it_reads_chinese_by_characters_and_by_words() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"weighting": "tfidf", "char_ngrams": 3}, {"word_ngrams": 0, "char_ngrams": 2}],
+    [{}, {"weighting": "sublinear_tfidf", "char_ngrams": 3}, {"word_ngrams": 0, "char_ngrams": 2}],
 )
 def test_save_and_load(config: dict[str, Any], tmp_path: Path) -> None:
     texts = [*TEXTS, "half a pair \ud83d", "half a pair \ud83d"]
