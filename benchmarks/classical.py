@@ -14,8 +14,6 @@ thread, fit and prediction of the whole test part, tokenization included.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -51,8 +49,7 @@ def rows(folder: str, name: str) -> list[Row]:
     path = common.SHARED_DATA / folder / name
     if not path.is_file():
         path = path.with_name(f"{name}.gz")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open() as lines:
-        return [json.loads(line) for line in lines]
+    return common.rows(path)
 
 
 def timed(fit: Callable[[], Any], predict: Callable[[Any], Any]) -> tuple[Any, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -31,10 +32,17 @@ def child(module: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def train(recipe: str, data: Path, *settings: str) -> dict[str, Any]:
+def rows(name: str | Path) -> list[dict[str, Any]]:
+    """All rows of a .jsonl of the real data, plain or .gz."""
+    path = SHARED_DATA / name
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def train(recipe: str, data: Path, *settings: str, run: Path | None = None) -> dict[str, Any]:
     """The result.json of `inkstone train recipe --data data settings`, on THREADS threads."""
     with tempfile.TemporaryDirectory() as temporary:
-        run = Path(temporary) / "run"
+        run = run or Path(temporary) / "run"
         command = [
             sys.executable, "-m", "inkstone", "train", recipe, *settings,
             "--data", str(data), "--run", str(run), "--quiet",

@@ -16,10 +16,9 @@ question, among all sentences of SQuAD's development questions, by BM25.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,9 @@ LONG = 25  # characters of a turn that two conversations do not share by chance
 KINDS = {"adversarial": "adversarial_negative_responses", "random": "random_negative_responses"}
 
 
-def lines(name: str) -> Iterator[dict[str, Any]]:
-    path = common.SHARED_DATA / name
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
 def parts() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Contexts to learn from, and every fifth that is held out."""
-    rows = list(lines("dailydialog-pp-dev/dev.jsonl.gz"))
+    rows = common.rows("dailydialog-pp-dev/dev.jsonl.gz")
     return [r for i, r in enumerate(rows) if i % 5], rows[::5]
 
 
@@ -65,7 +58,7 @@ def talks(folder: Path) -> Path:
     held = {turn for turn in held if len(turn) > LONG}
     path = folder / "dailydialog.jsonl"
     with open(path, "w", encoding="utf-8") as file:
-        for row in lines("dailydialog/train.jsonl"):
+        for row in common.rows("dailydialog/train.jsonl"):
             if held.isdisjoint(map(plain, row["utterances"])):
                 file.write(json.dumps({"utterances": row["utterances"]}) + "\n")
     return path
@@ -180,11 +173,14 @@ def looked_up() -> dict[str, float]:
     """How often BM25 finds the sentence that answers a question: first, or among three."""
     from inkstone.inference.grounding import Library, Passage
 
-    rows = [*lines("squad-dev-sentences/train.jsonl.gz"), *lines("squad-dev-sentences/test.jsonl")]
+    rows = [
+        *common.rows("squad-dev-sentences/train.jsonl.gz"),
+        *common.rows("squad-dev-sentences/test.jsonl"),
+    ]
     texts = list(dict.fromkeys(row["context"] for row in rows))
     library = Library(Passage("squad", i, text) for i, text in enumerate(texts))
     ranks = []
-    for row in list(lines("squad-dev-sentences/test.jsonl")):
+    for row in list(common.rows("squad-dev-sentences/test.jsonl")):
         found = [f.passage.text for f in library.search(row["question"], 3)]
         ranks.append(found.index(row["context"]) if row["context"] in found else 3)
     return {

@@ -15,7 +15,6 @@ Reach: equal accuracy within noise, 2 × the speed of training.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import statistics
 import sys
@@ -28,12 +27,6 @@ from benchmarks import common
 SIDES = ("transformers", "inkstone")
 EPOCHS, ROWS, LENGTH, RATE, WARMUP = 3, 32, 128, 1e-4, 0.06
 DATA = common.SHARED_DATA / "ag-news"
-
-
-def rows_of(part: str) -> list[dict[str, Any]]:
-    """The rows of a part of AG News."""
-    with gzip.open(DATA / f"{part}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def theirs(seed: int) -> dict[str, float]:
@@ -50,10 +43,10 @@ def theirs(seed: int) -> dict[str, float]:
 
     folder = common.minilm()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    names = sorted({str(row["label"]) for row in rows_of("train")})
+    names = sorted({str(row["label"]) for row in common.rows(DATA / "train.jsonl.gz")})
 
     def encoded(part: str) -> list[dict[str, Any]]:
-        rows = rows_of(part)
+        rows = common.rows(DATA / f"{part}.jsonl.gz")
         ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=LENGTH)
         labels = [names.index(str(row["label"])) for row in rows]
         return [

@@ -19,9 +19,7 @@ gives 50 % and 0.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +41,10 @@ def text(folder: Path, language: str) -> list[Path]:
     path = folder / "paragraphs.jsonl"
     with open(path, "w", encoding="utf-8") as file:
         for paragraph in dict.fromkeys(
-            row["context"] for row in _lines("cmrc2018-dev/dev.jsonl.gz")
+            row["context"] for row in common.rows("cmrc2018-dev/dev.jsonl.gz")
         ):
             file.write(json.dumps({"text": paragraph}, ensure_ascii=False) + "\n")
     return [path, DATA / "chnsenticorp-htl" / "train.jsonl.gz"]
-
-
-def _lines(name: str) -> Iterator[dict[str, Any]]:
-    with gzip.open(DATA / name, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 def train(folder: Path, stage: str, language: str, minutes: float) -> None:

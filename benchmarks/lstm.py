@@ -14,7 +14,6 @@ Reach: 2 × Keras on the shape, 4 × per epoch on IMDb.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import re
@@ -163,9 +162,7 @@ def reviews() -> dict[str, Any]:
     texts: dict[str, list[list[str]]] = {}
     labels = {}
     for part in ("train", "test"):
-        path = common.SHARED_DATA / "imdb" / f"{part}.jsonl.gz"
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        rows = common.rows(f"imdb/{part}.jsonl.gz")
         texts[part] = [WORD.findall(row["text"].lower().replace("<br />", " ")) for row in rows]
         labels[part] = np.array([row["label"] for row in rows], np.float32)
     counts = Counter(word for text in texts["train"] for word in text)

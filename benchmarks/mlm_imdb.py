@@ -45,12 +45,6 @@ TUNED = {  # of the pre-trained model, and of fresh weights treated alike
 SCRATCH = {"training.lr": 1e-3, "training.epochs": 20.0, "training.minutes": 10.0}
 
 
-def reviews(part: str) -> list[dict[str, Any]]:
-    """IMDb's rows."""
-    with gzip.open(common.SHARED_DATA / "imdb" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
-
-
 def articles() -> Iterator[str]:
     """WikiText-2's training part, article by article."""
     with gzip.open(common.SHARED_DATA / "wikitext-2" / "train.txt.gz", "rt", encoding="utf-8") as f:
@@ -76,7 +70,7 @@ def of_each(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def data(root: Path, test_rows: int) -> None:
     """Texts to pre-train on, and tables to fine-tune on."""
-    train = reviews("train")
+    train = common.rows("imdb/train.jsonl.gz")
     texts = [{"text": text} for text in (*articles(), *(row["text"] for row in train))]
     write(root / "texts" / "texts.jsonl", texts)
     for seed in SEEDS:
@@ -85,7 +79,10 @@ def data(root: Path, test_rows: int) -> None:
         random.Random(seed).shuffle(few)
         write(root / f"labels-{seed}" / "train.jsonl", few[LABELS // 10 :])
         write(root / f"labels-{seed}" / "valid.jsonl", few[: LABELS // 10])
-        write(root / f"labels-{seed}" / "test.jsonl", of_each(reviews("test"), test_rows // 2))
+        write(
+            root / f"labels-{seed}" / "test.jsonl",
+            of_each(common.rows("imdb/test.jsonl.gz"), test_rows // 2),
+        )
 
 
 def fresh(pretrained: Path, to: Path, seed: int) -> Path:
