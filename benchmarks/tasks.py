@@ -99,7 +99,8 @@ JOBS = {
         ("questions on paragraphs, MiniLM", "xquad-en/test.jsonl.gz", 55.0),
     ),
     "questions, from scratch": Job(
-        "squad-dev-sentences", "question-answering", "answer_f1", 0.0, ("training.minutes=20",), SEED
+        "squad-dev-sentences", "question-answering", "answer_f1", 0.0,
+        ("training.minutes=20",), SEED,
     ),
     "questions, Chinese": Job(
         chinese_questions, "question-answering", "answer_f1", 0.0, ("training.minutes=20",), SEED
@@ -183,7 +184,7 @@ def tfidf_regression(job: Job) -> float:
     parts = [common.rows(path) for path in (train, next(folder.glob("test*")))]
     texts = [[str(row["text"]) for row in part] for part in parts]
     labels = [[str(row["label"]) for row in part] for part in parts]
-    chinese = not texts[0][0].isascii() and " " not in texts[0][0].strip()[:20]
+    chinese = any("\u4e00" <= character <= "\u9fff" for character in texts[0][0])
     shape = {"analyzer": "char", "ngram_range": (1, 3)} if chinese else {}
     features = TfidfVectorizer(**shape)
     model = LogisticRegression(max_iter=1000).fit(features.fit_transform(texts[0]), labels[0])
