@@ -4,7 +4,8 @@ Three shares, each over things drawn with a seed from the files:
 
 - next token: the likeliest token is the one that stands there, given all before it in its window;
 - a hidden line: a line of a function is taken out, the model sees what stands before and behind it
-  (Bavarian et al. 2022, section 2: single-line infilling), and writes it to the letter;
+  (Bavarian et al. 2022: single-line infilling), and the first line that it writes is right to the
+  letter;
 - functions that parse: from the head of a function and its docstring the model writes a body, up to
   the first line that stands further left, and `ast.parse` accepts head and body. Nothing is run.
 
@@ -260,4 +261,6 @@ def _continued(generator: Generator, holes: Sequence[Hole]) -> list[str]:
 def _filled(generator: Generator, holes: Sequence[Hole]) -> list[str]:
     settings = SamplingConfig(max_tokens=LINE_TOKENS, temperature=0.0)
     pairs = [(hole.before, hole.after) for hole in holes]
-    return [found.text.strip() for found in fill_between(generator, pairs, settings)]
+    return [
+        found.text.strip().partition("\n")[0] for found in fill_between(generator, pairs, settings)
+    ]

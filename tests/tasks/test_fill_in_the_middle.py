@@ -88,6 +88,17 @@ def test_cuts_fall_inside_tokens(tokenizer: Tokenizer) -> None:
         assert objective.cut([*broken[:1], *ids], objective.random(0, 0)) is None
 
 
+def test_a_middle_within_a_line_ends_where_the_line_does(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(TEXT)
+    objective = Objective(Config(line_rate=1.0), tokenizer, 256)
+    cuts = [objective.cut(ids, objective.random(0, n)) for n in range(40)]
+    found = [cut for cut in cuts if cut is not None]
+    assert all("".join(cut) == TEXT for cut in found) and len({cut[0] for cut in found}) > 20
+    assert all("\n" not in middle and after[:1] in ("\n", "") for _, middle, after in found)
+    free = Objective(Config(line_rate=0.0), tokenizer, 256)
+    assert any("\n" in free.cut(ids, free.random(0, n))[1] for n in range(40))  # type: ignore[index]
+
+
 def test_targets_are_the_next_tokens_and_padding_is_none(tokenizer: Tokenizer) -> None:
     objective = Objective(Config(fim_rate=1.0), tokenizer, 64)
     rows = [np.asarray(tokenizer.encode(TEXT)[:n]) for n in (20, 5)]
