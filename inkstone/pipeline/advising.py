@@ -19,7 +19,7 @@ from inkstone.errors import DataError, InkstoneError
 from inkstone.evaluation.baselines import kneser_ney
 from inkstone.inference.predict import FITTED
 from inkstone.pipeline import examples_data as data
-from inkstone.pipeline.examples_prepare import choose_tokenizer, prepare
+from inkstone.pipeline.examples_prepare import choose_tokenizer, prepare, start_of
 from inkstone.pipeline.examples_session import Session
 from inkstone.pipeline.examples_train import plan
 from inkstone.pipeline.finish import held_out_texts
@@ -144,8 +144,11 @@ class _Look:
             for x in self.examples.part("train")
         )
         name = self.task.NAME
-        default = registry.load("tasks", name).FAMILY
-        families = list(dict.fromkeys([*advices.SHORTLIST.get(name, (default,)), *more]))
+        usual = advices.SHORTLIST.get(name, (self.recipe.model.family,))
+        if self.recipe.model.pretrained:
+            found, _, _ = start_of(self.recipe, Path(self.recipe.model.pretrained), Plan())
+            usual, more = (found.model.family,), []
+        families = list(dict.fromkeys([*usual, *more]))
         fitted = [f for f in families if registry.load("models", f).KIND in FITTED]
         candidates = [self._probed(family, self.seconds / len(fitted)) for family in fitted]
         candidates += [self._planned(family) for family in families if family not in fitted]
@@ -156,6 +159,7 @@ class _Look:
             advices.warnings_of(
                 self.examples.counts, labels, twice.copies, twice.contradictions,
                 self.examples.overlap,
+                without_start=self.task.TALKS and not self.recipe.model.pretrained,
             ),
             self.minutes, self.machine.to_dict(), self._settings(),
         )  # fmt: skip
@@ -209,7 +213,8 @@ class _Look:
         try:
             if kind not in self.task.HEADS:
                 raise DataError(f"{family} does not do {self.task.NAME}")
-            recipe = choose_tokenizer(recipe, self.examples, kind, choices, self.where.type)
+            if not recipe.model.pretrained:
+                recipe = choose_tokenizer(recipe, self.examples, kind, choices, self.where.type)
             with tempfile.TemporaryDirectory() as folder:
                 cache = StageCache(Path(folder) / "cache", Observer())
                 session = Session(Path(folder), cache, cache.observer, self.where, began)

@@ -38,7 +38,7 @@ def prepare(recipe: Recipe, session: Session, examples: data.Examples | None = N
     plan = Plan()
     pretrained = Path(recipe.model.pretrained) if recipe.model.pretrained else None
     recipe = embeddings.plan_size(recipe, plan)
-    recipe, model, tokenizer = _pretrained(recipe, pretrained, plan)
+    recipe, model, tokenizer = start_of(recipe, pretrained, plan)
     family = registry.load("models", recipe.model.family)
     examples = examples or data.gather(recipe, session.cache)
     if examples.task.REFERS and pretrained is None:
@@ -81,7 +81,7 @@ def _families(task: Task[Any, Any]) -> list[str]:
     return [n for n in names if getattr(registry.load("models", n), "KIND", "") in task.HEADS]
 
 
-def _pretrained(
+def start_of(
     recipe: Recipe, source: Path | None, plan: Plan
 ) -> tuple[Recipe, Any, Tokenizer | None]:
     """The family and the tokenizer of the weights to begin with."""

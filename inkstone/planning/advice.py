@@ -19,6 +19,7 @@ SHORTLIST: Mapping[str, tuple[str, ...]] = {
     "classification": ("bag_of_words", "bert", "bilstm"),
     "tagging": ("crf", "hmm", "bert"),
     "translation": ("transformer", "rnn_seq2seq"),
+    "summarization": ("pointer_generator", "transformer"),
     "language_modeling": ("llama", "ngram"),
 }
 SHORT_WORDS = 60  # texts of fewer words in the middle: pieces of words count, too
@@ -118,7 +119,7 @@ def settings_for(family: str, facts: TextFacts) -> tuple[dict[str, Any], str]:
 
 def warnings_of(
     counts: Mapping[str, int], labels: Mapping[str, int], copies: int, contradictions: int,
-    overlap: int,
+    overlap: int, *, without_start: bool = False,
 ) -> list[str]:  # fmt: skip
     """What somebody should look at before training.
 
@@ -128,8 +129,14 @@ def warnings_of(
         copies: Training texts that stand there before.
         contradictions: The same text with another answer.
         overlap: Texts that are scored and trained on.
+        without_start: Whether a model is to answer that has not learned to continue text.
     """
     found = []
+    if without_start:
+        found.append(
+            "from scratch it learns the answers but no language: begin with a model of plain text, "
+            "model.pretrained=RUN"
+        )
     if counts["train"] < FEW:
         found.append(f"only {counts['train']:,} examples to train on: scores will swing by chance")
     if labels and (most := max(labels.values())) >= UNEVEN * (least := min(labels.values())):

@@ -18,55 +18,18 @@ TOKENS = ("tokens", "words", "characters")
 TAGS = ("tags", "ner_tags", "ner", "labels", "pos_tags", "pos", "upos", "chunks", "chunk_tags")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"),
          ("text_a", "text_b"), ("text", "pair"), ("question", "answer"))  # fmt: skip
-TRANSLATIONS = (("source", "target"), ("src", "tgt"), ("article", "summary"), ("text", "summary"),
-                ("document", "summary"))  # fmt: skip
-LANGUAGES = frozenset(
-    [
-        "ar",
-        "bg",
-        "bn",
-        "ca",
-        "cs",
-        "da",
-        "de",
-        "el",
-        "en",
-        "es",
-        "et",
-        "fa",
-        "fi",
-        "fr",
-        "he",
-        "hi",
-        "hr",
-        "hu",
-        "id",
-        "is",
-        "it",
-        "ja",
-        "ko",
-        "lt",
-        "lv",
-        "ms",
-        "nl",
-        "no",
-        "pl",
-        "pt",
-        "ro",
-        "ru",
-        "sk",
-        "sl",
-        "sr",
-        "sv",
-        "th",
-        "tr",
-        "uk",
-        "ur",
-        "vi",
-        "zh",
-    ]
-)
+TRANSLATIONS = (("source", "target"), ("src", "tgt"))
+SUMMARIES = ("summary", "summaries", "highlights", "headline", "abstract", "subject", "targets")
+LONG_TEXTS = ("text", "article", "document", "body", "content", "source", "dialogue")
+SCORES = ("score", "similarity", "similarity_score")
+LANGUAGES = frozenset([
+    "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi",
+    "hr", "hu", "id", "is", "it", "ja", "ko", "lt", "lv", "ms", "nl", "no", "pl", "pt", "ro", "ru",
+    "sk", "sl", "sr", "sv", "th", "tr", "uk", "ur", "vi", "zh",
+])  # fmt: skip
+MESSAGES = ("messages", "conversations")
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "utterances")
+EXTRACTIVE = "extractive_summarization"
 LABEL_CHARACTERS = 40  # a longer text is no name of a label
 
 
@@ -142,7 +105,8 @@ def detect(
                 )
             return found
     if task is not None and task not in RULES:
-        return Guess(task, dict(given or {}), "as you said")
+        like = RULES["summarization"](fields, count, given or {}) if task == EXTRACTIVE else None
+        return Guess(task, like.settings if like else dict(given or {}), "as you said")
     text = _first(TEXTS, fields, "text")
     if task is None and text is not None and not given:
         return Guess("language_modeling", {}, f"only {text!r} holds text, and no label or answer")
@@ -153,6 +117,24 @@ def detect(
 
 
 # --- one rule a task -----------------------------------------------------------------------------
+
+
+def _preferences(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
+    if {"chosen", "rejected"} <= set(fields):
+        return Guess("preferences", dict(given), "of two answers one is chosen, one rejected")
+    return None
+
+
+def _instructions(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
+    """Messages of users and assistants; Alpaca's fields; a prompt and its completion."""
+    name = given.get("messages_field") or next((n for n in MESSAGES if n in fields), None)
+    if name is not None and name in fields and fields[name].holds == "objects":
+        return Guess("instructions", dict(given), f"{name!r} holds messages and their answers")
+    for pair in (("instruction", "output"), ("prompt", "completion")):
+        if set(pair) <= set(fields):
+            reason = f"{pair[1]!r} answers what {pair[0]!r} asks"
+            return Guess("instructions", dict(given), reason)
+    return None
 
 
 def _dialogue(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
@@ -194,6 +176,25 @@ def _tagging(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | No
     return Guess("tagging", settings, reason, _others("tags_field", tags, options))
 
 
+def _summarization(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
+    """Texts, or lists of their sentences, and what they come to, which is shorter."""
+    long = {n: f.characters * _mean(f.lengths) for n, f in fields.items()
+            if f.holds in ("text", "texts")}  # fmt: skip
+    short = given.get("summary_field") or next((n for n in SUMMARIES if n in long), None)
+    text = given.get("text_field") or next((n for n in LONG_TEXTS if n in long), None)
+    labelled = any(n in LABELS and _is_label(f, count) for n, f in fields.items())
+    if text not in long or short not in long or long[short] >= long[text]:
+        return None
+    if labelled and "summary_field" not in given:  # a subject may be a part of what is labelled
+        return None
+    settings = {"text_field": text, "summary_field": short, **given}
+    reason = (
+        f"{short!r} says shortly what {text!r} says; with few examples, sentences can be chosen "
+        "instead: --task extractive_summarization"
+    )
+    return Guess("summarization", settings, reason)
+
+
 def _translation(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
     text = {n: f for n, f in fields.items() if f.holds == "text"}
     pair = next((p for p in TRANSLATIONS if set(p) <= set(text)), None)
@@ -232,12 +233,35 @@ def _classification(fields: Fields, count: int, given: Mapping[str, Any]) -> Gue
                  _others("label_field", label, options))  # fmt: skip
 
 
-RULES: Mapping[str, Rule] = {
+def _similarity(fields: Fields, count: int, given: Mapping[str, Any]) -> Guess | None:
+    text = {n for n, f in fields.items() if f.holds == "text"}
+    pair = next((p for p in PAIRS if set(p) <= text), None)
+    first = given.get("text_field") or (pair[0] if pair else None)
+    second = given.get("pair_field") or (pair[1] if pair else None)
+    if first not in text or second not in text or first == second:
+        return None
+    settings = {"text_field": first, "pair_field": second}
+    reason = f"{second!r} belongs to {first!r}, and there is no label"
+    if score := next((n for n in SCORES if n in fields), None):
+        settings["score_field"] = score
+        reason = f"{score!r} tells how alike {first!r} and {second!r} are"
+    return Guess("similarity", {**settings, **given}, reason)
+
+
+def _mean(lengths: Sequence[int]) -> float:
+    return sum(lengths) / len(lengths) if lengths else 1.0
+
+
+RULES: Mapping[str, Rule] = {  # the first that fits
+    "preferences": _preferences,
+    "instructions": _instructions,
     "dialogue": _dialogue,
     "question_answering": _question_answering,
     "tagging": _tagging,
+    "summarization": _summarization,
     "translation": _translation,
     "classification": _classification,
+    "similarity": _similarity,
 }
 
 

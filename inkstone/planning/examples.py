@@ -24,7 +24,7 @@ TimeStep = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 EXAMPLES_PER_STEP = 32  # the larger batch size of Devlin et al. 2019, appendix A.3
 TOKENS_PER_STEP = 4096  # source and target of a translation, padding included
 PAIRS_PER_STEP = 64  # of similarity: each is a wrong answer for all others
-STEPS_WANTED = 1000  # a small table gets smaller steps rather than fewer
+STEPS_WANTED = (1000, 300)  # a small table gets smaller steps rather than fewer; pretrained, later
 LARGEST = {
     "encoder": 256,
     "seq2seq": 512,
@@ -178,7 +178,8 @@ class _Planner:
                 size = min(PAIRS_PER_STEP, max(8, self.facts.examples // 4))
                 self._choose("training.examples_per_step", size, reason)
             else:
-                most = wanted_epochs * self.facts.examples / STEPS_WANTED
+                steps = STEPS_WANTED[self.facts.pretrained is not None]
+                most = wanted_epochs * self.facts.examples / steps
                 size = min(EXAMPLES_PER_STEP, max(8, 2 ** round(math.log2(max(1.0, most)))))
                 reason = "the usual size; gradients of fewer are noisy"
                 if size < EXAMPLES_PER_STEP:

@@ -183,6 +183,31 @@ def test_a_family_that_cannot_be_used_says_why(tool: Any, tmp_path: Path) -> Non
     assert "one label" in told.json["against"]["bag_of_words"]
 
 
+def test_answers_begin_with_a_model_of_plain_text(tool: Any, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"Is {n} odd?", "output": "Yes." if n % 2 else "No."} for n in range(60)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = tool("new", "--data", tmp_path / "talks.jsonl", "--minutes", 0.1, "--json")
+    assert told.code == 0, told.err
+    assert told.json["task"] == "instructions" and told.json["chosen"] == "llama"
+    assert "model.pretrained" in told.json["warnings"][0]
+    pairs = [{"prompt": "Odd?", "chosen": "Yes.", "rejected": "No."}] * 20
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    told = tool("new", "--data", tmp_path / "pairs.jsonl", "--minutes", 0.1)
+    assert told.code == 2 and "model that answers already" in told.err
+    texts = [{"text": f"We meet at {n}. Bring cake.", "summary": f"At {n}."} for n in range(60)]
+    (tmp_path / "mails.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    told = tool("new", "--data", tmp_path / "mails.jsonl", "--minutes", 0.1, "--json")
+    assert told.code == 0, told.err
+    assert told.json["task"] == "summarization"
+    recipe = recipes.load(told.json["recipe"])
+    assert recipe.model.family == told.json["chosen"] == "pointer_generator"
+    extractive = ("new", "--task", "extractive_summarization", "--output", "chosen.toml")
+    told = tool(*extractive, "--data", tmp_path / "mails.jsonl", "--probe-seconds", 2, "--json")
+    assert told.code == 0 and told.json["chosen"] == "bag_of_words", told.err
+
+
 def test_mistakes_are_typed(tool: Any, tmp_path: Path) -> None:
     assert tool("new").code == 2
     told = tool("new", "--data", tmp_path / "absent.jsonl")
@@ -201,7 +226,11 @@ def test_real_tables_are_known(shared_data: Path, tmp_path: Path) -> None:
     for name, task in [("ag-news", "classification"), ("conll2003", "tagging"),
                        ("multi30k-en-de", "translation"), ("imdb", "classification"),
                        ("chnsenticorp-htl", "classification"), ("dailydialog", "dialogue"),
-                       ("thucnews-titles", "classification")]:  # fmt: skip
+                       ("thucnews-titles", "classification"), ("aeslc", "summarization"),
+                       ("scitldr-a", "summarization"),
+                       ("squad-dev-sentences", "question_answering"),
+                       ("instruct-demos/alpaca_zh.jsonl.gz", "instructions"),
+                       ("instruct-demos/dpo_en.jsonl.gz", "preferences")]:  # fmt: skip
         paths = [str(shared_data / name)]
         if name == "thucnews-titles":
             paths = [str(shared_data / name / "dev.jsonl.gz")]

@@ -74,9 +74,40 @@ def test_two_languages_are_translated() -> None:
     assert guess(table(20, a=text, b=text), "translation", **told).settings == told
 
 
+def test_texts_with_summaries_are_summarized() -> None:
+    found = guess(table(20, id=lambda i: i, text=text, subject=lambda i: f"fox {i}"))
+    assert (found.task, found.settings) == (
+        "summarization", {"text_field": "text", "summary_field": "subject"},
+    )  # fmt: skip
+    listed = table(20, source=lambda i: [text(i)] * 3, targets=lambda i: [f"fox {i}"])
+    assert guess(listed).settings == {"text_field": "source", "summary_field": "targets"}
+    assert guess(listed, "extractive_summarization").settings["summary_field"] == "targets"
+    mails = table(60, text=text, subject=lambda i: f"fox {i}", label=lambda i: i % 2)
+    assert guess(mails).task == "classification"
+    assert guess(table(20, source=text, target=lambda i: f"fox {i}")).task == "translation"
+    longer = table(20, text=lambda i: f"fox {i}", summary=text)
+    with pytest.raises(UsageError):
+        guess(longer, "summarization")
+
+
+def test_pairs_without_a_label_are_alike() -> None:
+    found = guess(table(30, question=text, answer=lambda i: f"because {i}"))
+    assert (found.task, found.settings) == (
+        "similarity", {"text_field": "question", "pair_field": "answer"},
+    )  # fmt: skip
+    rows = table(30, sentence1=text, sentence2=text, score=lambda i: i / 7)
+    assert guess(rows).settings["score_field"] == "score"
+
+
 def test_conversations_and_plain_text() -> None:
     said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"}]
-    assert guess(table(5, messages=said)).task == "dialogue"
+    assert guess(table(5, messages=said)).task == "instructions"
+    assert guess(table(5, conversations=said, chosen=said[1], rejected=said[1])).task == (
+        "preferences"
+    )
+    assert guess(table(5, instruction=text, input="", output=text)).task == "instructions"
+    assert guess(table(5, prompt=text, completion=text)).task == "instructions"
+    assert guess(table(5, dialogue=said)).task == "dialogue"
     assert guess(table(5, utterances=["hi", "hello", "bye"])).task == "dialogue"
     assert guess(table(50, text=text)).task == "language_modeling"
 
