@@ -88,14 +88,16 @@ JOBS = {
     "names, CoNLL-2003": Job("conll2003", "crf", "span_f1", 83.0, ("task.tags_field=ner",)),
     "names, Chinese": Job("peoples-daily-ner", "crf", "span_f1", 88.0, ("task.tags_field=ner",)),
     "IMDb, MiniLM": Job(
-        "imdb", "classification", "accuracy", 92.5, ("task.truncate=middle",), SEED, True
+        "imdb", "classification", "accuracy", 92.5, ("task.truncate=middle", "training.minutes=20"), SEED, True
     ),
     "AG News, MiniLM": Job("ag-news", "classification", "accuracy", 90.5, (), SEED, True),
     "names, MiniLM": Job(
-        "conll2003", "tagging", "span_f1", 88.0, ("task.tags_field=ner",), SEED, True
+        "conll2003", "tagging", "span_f1", 88.0,
+        ("task.tags_field=ner", "training.minutes=20"), SEED, True,
     ),
     "questions, MiniLM": Job(
-        "squad-dev-sentences", "question-answering", "answer_f1", 75.0, (), SEED, True,
+        "squad-dev-sentences", "question-answering", "answer_f1", 75.0, ("training.minutes=20",),
+        SEED, True,
         ("questions on paragraphs, MiniLM", "xquad-en/test.jsonl.gz", 55.0),
     ),
     "questions, from scratch": Job(
