@@ -88,7 +88,8 @@ JOBS = {
     "names, CoNLL-2003": Job("conll2003", "crf", "span_f1", 83.0, ("task.tags_field=ner",)),
     "names, Chinese": Job("peoples-daily-ner", "crf", "span_f1", 88.0, ("task.tags_field=ner",)),
     "IMDb, MiniLM": Job(
-        "imdb", "classification", "accuracy", 92.5, ("task.truncate=middle", "training.minutes=20"), SEED, True
+        "imdb", "classification", "accuracy", 92.5,
+        ("task.truncate=middle", "training.minutes=20"), SEED, True,
     ),
     "AG News, MiniLM": Job("ag-news", "classification", "accuracy", 90.5, (), SEED, True),
     "names, MiniLM": Job(
