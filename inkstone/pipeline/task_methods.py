@@ -12,13 +12,16 @@ from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.inference.answering import CitedAnswer, answer_from
+from inkstone.inference.chat import Conversation
 from inkstone.inference.embed import Embedder
 from inkstone.inference.fill import Filled, fill_mask, write
+from inkstone.inference.generate import Generator
 from inkstone.inference.index import Index
 from inkstone.inference.predict import Predictor
+from inkstone.inference.replies import Replier
 from inkstone.pipeline.examples_use import folder_hash, predict_file, score_file
 from inkstone.pipeline.observer import Observer
-from inkstone.tasks import classification, question_answering, tagging, translation
+from inkstone.tasks import classification, instructions, question_answering, tagging, translation
 from inkstone.tasks._base import Task
 from inkstone.tasks._summaries import Summary
 from inkstone.tasks.classification import Classification
@@ -236,7 +239,8 @@ class TaskMethods:
         return self.predictor is None and hasattr(self.model, "encode")
 
     def predict(self, texts: Sequence[str]) -> list[Any]:
-        """What the model's task makes of plain texts: for one that was pre-trained, `fill_mask`.
+        """What the model's task makes of plain texts: answers of one that talks, `fill_mask` of one
+        that was pre-trained.
 
         Raises:
             UsageError: The model was trained for no task with labelled examples.
@@ -244,8 +248,21 @@ class TaskMethods:
         fills = getattr(getattr(self.model, "config", None), "head", None) in ("mlm", "pretraining")
         if self.predictor is None and (fills or self._repairs):
             return self.fill_mask(list(texts))
-        task = self._task()
-        return self._predict(task.NAME, [task.example(text) for text in texts])
+        self._task()
+        predictor = self._used
+        examples = [predictor.task.example(text) for text in texts]
+        return [prediction for _, prediction in predictor(examples)]
+
+    @property
+    def _used(self) -> Predictor[Any, Any]:
+        """What predicts: where the task talks, not how likely answers are, but answers."""
+        predictor = self.predictor
+        assert predictor is not None
+        if not predictor.task.TALKS:
+            return predictor
+        talk = Conversation(Generator(predictor.model, predictor.tokenizer), self.info)
+        task = instructions.Task(instructions.Config())
+        return Replier(task, predictor.model, predictor.kind, predictor.tokenizer, talk=talk)
 
     def predict_file(
         self,
@@ -273,7 +290,7 @@ class TaskMethods:
         model = "" if target is None else folder_hash(self.path)
         config = TextConfig(on_error=on_error)
         with self._fast():
-            return predict_file(self.predictor, source, target, config, observer, model=model)
+            return predict_file(self._used, source, target, config, observer, model=model)
 
     def evaluate(self, data: str | Path) -> dict[str, Any]:
         """Scores on data that the model has not seen.

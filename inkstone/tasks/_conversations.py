@@ -43,7 +43,7 @@ class Taught:
     cut: int = 0
 
 
-def turns_in(record: Record, field: str | None) -> Turns:
+def turns_in(record: Record, field: str | None, *, answered: bool = True) -> Turns:
     """The conversation in a record of any known shape, recognised by its fields.
 
     Args:
@@ -51,6 +51,8 @@ def turns_in(record: Record, field: str | None) -> Turns:
             `instruction`, `input`, `output`; or `prompt`, `completion`. A `system` text may stand
             beside each.
         field: The field of the messages; None for the first shape that is there.
+        answered: Whether the fields of an answer are read; `instruction` or `prompt` is enough
+            where they are not.
 
     Raises:
         DataError: It has no such shape, or a part of it is malformed.
@@ -60,6 +62,10 @@ def turns_in(record: Record, field: str | None) -> Turns:
     found = next((name for name in names if values.get(name) is not None), None)
     if found is not None:
         roles, texts = turns_of(values[found], place, found)
+    elif field is None and not answered and values.get(ALPACA[0]):
+        roles, texts = turns_of(spoken(record, ALPACA[:2]), place, ALPACA[0])
+    elif field is None and not answered and values.get(PAIR[0]):
+        roles, texts = prompt_in(record, PAIR[0])
     elif field is None and ALPACA[0] in values and ALPACA[2] in values:
         both = [spoken(record, ALPACA[:2]), text_in(record, ALPACA[2])]
         roles, texts = turns_of(both, place, ALPACA[0])

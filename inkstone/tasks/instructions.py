@@ -98,7 +98,7 @@ class Task(_base.Task[Example, Heard]):
 
     def read(self, record: Record, *, labelled: bool = True) -> Example:
         """A conversation; one without an answer is read too, and nothing is learned of it."""
-        return Example(*turns_in(record, self.config.messages_field))
+        return Example(*turns_in(record, self.config.messages_field, answered=labelled))
 
     def example(self, text: str) -> Example:
         return Example((USER,), (normalize(text),))

@@ -407,6 +407,14 @@ def test_a_run_begins_from_weights_that_never_saw_a_turn(
     assert again["scores"][0]["value"] == pytest.approx(score["value"], rel=0.5)
     with pytest.raises(UsageError, match=r"use \.chat"):
         model.classify("a")
+    asked = ["Is 3 odd?", "Is 4 odd?"]
+    said = [model.chat([{"role": "user", "content": q}], temperature=0.0).text for q in asked]
+    assert [str(x) for x in model.predict(asked)] == said
+    prompts = tmp_path / "asked.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": q}) + "\n" for q in asked))
+    assert model.predict_file(prompts, tmp_path / "said.jsonl") == 2
+    rows = [json.loads(x) for x in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["prediction"]["text"] for row in rows] == said
 
 
 def test_what_is_forgotten_is_measured_and_replay_lessens_it(
