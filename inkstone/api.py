@@ -343,7 +343,16 @@ class LanguageModel(TaskMethods):
         """
         from inkstone.inference.middle import fill_between
 
-        return fill_between(self.generator, [(prefix, suffix)], SamplingConfig(**sampling))[0]
+        config = SamplingConfig(**sampling)
+        pairs = [(prefix, suffix)]
+        return fill_between(self.generator, pairs, config, suffix_first=self._suffix_first)[0]
+
+    @property
+    def _suffix_first(self) -> bool:
+        """Whether it has learned to fill with the suffix ahead; others' models mostly have not."""
+        settings = self.info.get("task_settings")
+        rate = settings.get("spm_rate") if isinstance(settings, dict) else None
+        return isinstance(rate, int | float) and rate > 0
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """Pieces of a continuation as they come; never half a character.
@@ -537,7 +546,9 @@ class LanguageModel(TaskMethods):
         whole = {"source_code": True, "split_on": "file"}
         documents = read(Path(data), config=self._text_config().model_copy(update=whole))
         texts = (document.text for document in documents)
-        return write_python(self.generator, texts, limit=limit, seed=seed)
+        return write_python(
+            self.generator, texts, limit=limit, seed=seed, suffix_first=self._suffix_first
+        )
 
     def __repr__(self) -> str:
         family = self.info.get("family", type(self.model).__module__.rsplit(".", 1)[-1])

@@ -31,7 +31,7 @@ from inkstone.errors import DataError
 from inkstone.evaluation.scores import Score, share
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.generate import Generator
-from inkstone.inference.middle import fill_between
+from inkstone.inference.middle import BLANKS, fill_between
 from inkstone.inference.predict import evaluating
 from inkstone.tasks.fill_in_the_middle import has_marks
 from inkstone.text.normalize import normalize
@@ -101,7 +101,12 @@ class CodeReport:
 
 
 def write_python(
-    generator: Generator, files: Iterable[str], *, limit: int = 200, seed: int = 0
+    generator: Generator,
+    files: Iterable[str],
+    *,
+    limit: int = 200,
+    seed: int = 0,
+    suffix_first: bool = True,
 ) -> CodeReport:
     """Score a decoder on Python files; what does not parse as such is passed over.
 
@@ -110,6 +115,7 @@ def write_python(
         files: Texts.
         limit: Functions and lines drawn, at most so many of each.
         seed: Of the drawing.
+        suffix_first: As in `fill_between`.
 
     Raises:
         DataError: No file is Python, or none holds a function.
@@ -127,7 +133,7 @@ def write_python(
         bodies = _bodies(generator, heads)
         lines = {"a hidden line, from what stands before it": _continued(generator, holes)}
         if generator.tokenizer is not None and has_marks(generator.tokenizer):
-            lines["a hidden line"] = _filled(generator, holes)
+            lines["a hidden line"] = _filled(generator, holes, suffix_first)
     scores = [
         share("next token", right, "the likeliest token is the one that stands there"),
         share("functions that parse", [b.parses for b in bodies], "head and written body parse"),
@@ -254,13 +260,12 @@ def _function(head: Head, body: Sequence[str]) -> Body:
 
 def _continued(generator: Generator, holes: Sequence[Hole]) -> list[str]:
     settings = SamplingConfig(max_tokens=LINE_TOKENS, temperature=0.0, stop=("\n",))
-    prompts = [_prompt(generator, hole.before, LINE_TOKENS) for hole in holes]
+    prompts = [_prompt(generator, hole.before.rstrip(BLANKS), LINE_TOKENS) for hole in holes]
     return [answer.text.strip() for answer in generator.generate(prompts, settings)]
 
 
-def _filled(generator: Generator, holes: Sequence[Hole]) -> list[str]:
+def _filled(generator: Generator, holes: Sequence[Hole], suffix_first: bool) -> list[str]:
     settings = SamplingConfig(max_tokens=LINE_TOKENS, temperature=0.0)
     pairs = [(hole.before, hole.after) for hole in holes]
-    return [
-        found.text.strip().partition("\n")[0] for found in fill_between(generator, pairs, settings)
-    ]
+    answers = fill_between(generator, pairs, settings, suffix_first=suffix_first)
+    return [answer.text.strip().partition("\n")[0] for answer in answers]

@@ -13,6 +13,7 @@ from inkstone.inference.generate import FinishReason, Generator
 from inkstone.tasks.fill_in_the_middle import MIDDLE, Marks
 from inkstone.tokenizers.tokenizer import Tokenizer
 
+BLANKS = " \t"
 SAMPLE = SamplingConfig(max_tokens=48, temperature=0.0)  # for the examples of a report
 
 
@@ -41,12 +42,25 @@ class Infill:
 
 
 def fill_between(
-    generator: Generator, pairs: Sequence[tuple[str, str]], config: SamplingConfig
+    generator: Generator,
+    pairs: Sequence[tuple[str, str]],
+    config: SamplingConfig,
+    *,
+    suffix_first: bool = True,
 ) -> list[Infill]:
-    """The middle of each (prefix, suffix), in the order PSM.
+    """The middle of each (prefix, suffix).
 
     What does not fit into the context is left out where it is farthest from the middle; the answer
-    may take half of the context at most.
+    may take half of the context at most. Blanks at the end of a prefix, as where a cursor stands in
+    an indented line, are written again by the model and taken off: in all that it has read, the
+    last blank is a part of the word behind it.
+
+    Args:
+        generator: The model and its tokenizer.
+        pairs: What stands before, and what behind.
+        config: How to write.
+        suffix_first: Ask in the order SPM, in which the answer follows the prefix without a seam;
+            a small model finds that easier. PSM else, which is all that some models know.
 
     Raises:
         UsageError: The model was not trained for it, or has no tokenizer.
@@ -55,19 +69,25 @@ def fill_between(
     if tokenizer is None:
         raise UsageError("this model has no tokenizer, so a prompt cannot be text")
     marks = Marks(tokenizer)
+    order = marks.spm if suffix_first else marks.psm
     config = config.but(max_tokens=min(config.max_tokens, generator.max_seq_len // 2))
     room = generator.max_seq_len - config.max_tokens - 4  # begin-of-text and three marks
     prompts = []
     for prefix, suffix in pairs:
-        before, after = tokenizer.encode(prefix), tokenizer.encode(suffix)
+        before, after = tokenizer.encode(prefix.rstrip(BLANKS)), tokenizer.encode(suffix)
         after = after[: max(room - len(before), room // 2)]
         before = before[max(0, len(before) - (room - len(after))) :]
-        prompts.append([*generator.encode(""), *marks.psm(before, after)])
+        prompts.append([*generator.encode(""), *order(before, after)])
     found = generator.generate(prompts, config)
     return [
-        Infill(prefix, answer.text, suffix, answer.finish_reason)
+        Infill(prefix, _behind(prefix, answer.text), suffix, answer.finish_reason)
         for (prefix, suffix), answer in zip(pairs, found, strict=True)
     ]
+
+
+def _behind(prefix: str, written: str) -> str:
+    """Without the blanks that stand at the end of the prefix already."""
+    return written.lstrip(BLANKS) if prefix.endswith(tuple(BLANKS)) else written
 
 
 def fill_marked(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:

@@ -16,6 +16,7 @@ from inkstone import pipeline
 from inkstone.cli.main import main
 from inkstone.errors import UsageError
 from inkstone.inference import Generator, SamplingConfig
+from inkstone.inference.generate import Generation
 from inkstone.inference.middle import Infill, fill_between
 from inkstone.models import llama
 from inkstone.recipe import load
@@ -147,10 +148,32 @@ def test_a_long_prompt_keeps_what_is_near_the_middle(
     assert len(long) + 8 == 64 and short == [
         tokenizer.eos_id, marks.prefix, marks.suffix, *tokenizer.encode(near), marks.middle
     ]  # fmt: skip
-    cut = long.index(marks.suffix)
-    assert tokenizer.decode(long[2:cut]).endswith(near)
-    assert tokenizer.decode(long[cut + 1 : -1]).startswith(near)
+    cut = long.index(marks.middle)
+    assert tokenizer.decode(long[cut + 1 :]).endswith(near)
+    assert tokenizer.decode(long[3:cut]).startswith(near)
+    fill_between(generator, [(near, near)], SamplingConfig(max_tokens=8), suffix_first=False)
+    parts = tokenizer.encode(near)
+    assert asked[2] == [tokenizer.eos_id, *marks.psm(parts, parts)]
     assert str(found[0]).startswith(far) and str(found[0]).endswith(far)
+
+
+def test_blanks_before_the_cursor_are_not_written_twice(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama.Model(llama.Config(vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1,
+                                     n_heads=2, max_seq_len=64))  # fmt: skip
+    generator, marks = Generator(model, tokenizer), Marks(tokenizer)
+    asked: list[list[int]] = []
+
+    def answers(prompts: list[list[int]], config: SamplingConfig) -> list[Generation]:
+        asked.extend(prompts)
+        return [Generation("    return 3", [], "stop") for _ in prompts]
+
+    monkeypatch.setattr(generator, "generate", answers)
+    pairs = [("def f():\n    ", "\n"), ("def f():\n", "\n")]
+    typed, empty = fill_between(generator, pairs, SamplingConfig(max_tokens=8))
+    assert asked[0] == asked[1] and marks.prefix in asked[0]
+    assert str(typed) == str(empty) == "def f():\n    return 3\n"
 
 
 def test_a_model_without_the_marks_says_so() -> None:
