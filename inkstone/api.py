@@ -350,9 +350,13 @@ class LanguageModel(TaskMethods):
     @property
     def _suffix_first(self) -> bool:
         """Whether it has learned to fill with the suffix ahead; others' models mostly have not."""
-        settings = self.info.get("task_settings")
-        rate = settings.get("spm_rate") if isinstance(settings, dict) else None
-        return isinstance(rate, int | float) and rate > 0
+        from inkstone.tasks import fill_in_the_middle
+
+        if self.objective != fill_in_the_middle.Objective.NAME:
+            return False
+        given = self.info.get("task_settings")
+        settings = given if isinstance(given, dict) else {}
+        return settings.get("spm_rate", fill_in_the_middle.Config().spm_rate) != 0
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """Pieces of a continuation as they come; never half a character.

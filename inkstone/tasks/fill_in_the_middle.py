@@ -8,10 +8,8 @@ to the end (section 3):
 
 The loss is that of language modelling over all tokens, so that the model goes on continuing text as
 well ("FIM for free", section 4). Cuts fall between characters, not tokens, and the parts are
-encoded each for itself: whoever asks stops typing inside a word. Two random characters of a
-document are far apart, and an editor mostly asks for the rest of a line: a share of the middles
-ends with the line that it begins in. The names of the control tokens are those of StarCoder and
-Qwen2.5-Coder.
+encoded each for itself: whoever asks stops typing inside a word. The names of the control tokens
+are those of StarCoder and Qwen2.5-Coder.
 """
 
 from __future__ import annotations
@@ -47,12 +45,10 @@ class Config(Section):
     Attributes:
         fim_rate: Share of the documents that are rearranged; the others are left as they are.
         spm_rate: Share of those that come as SPM; the others as PSM.
-        line_rate: Share of those whose middle ends where its first line does.
     """
 
     fim_rate: float = Field(default=0.5, ge=0, le=1)
     spm_rate: float = Field(default=0.5, ge=0, le=1)
-    line_rate: float = Field(default=0.5, ge=0, le=1)
 
 
 def has_marks(tokenizer: Tokenizer) -> bool:
@@ -149,11 +145,7 @@ class Objective(_objective.Objective):
         return self._cut(text, random)
 
     def _cut(self, text: str, random: np.random.Generator) -> tuple[str, str, str]:
-        first, last = random.integers(0, len(text) + 1, size=2).tolist()
-        if random.random() < self.config.line_rate:
-            end = text.find("\n", first)
-            last = len(text) if end < 0 else end
-        first, last = min(first, last), max(first, last)
+        first, last = np.sort(random.integers(0, len(text) + 1, size=2)).tolist()
         return text[:first], text[first:last], text[last:]
 
     def _moved(
@@ -199,7 +191,6 @@ class Objective(_objective.Objective):
         c = self.config
         return (
             f"separate windows of {self.room} tokens, of each document's part in a window "
-            f"{c.fim_rate:.0%} rearranged at characters drawn with a fixed seed, "
-            f"{c.line_rate:.0%} of the middles within a line; every token scored, control "
-            "tokens too"
+            f"{c.fim_rate:.0%} rearranged at characters drawn with a fixed seed; every token "
+            "scored, control tokens too"
         )
