@@ -90,8 +90,12 @@ def _behind(prefix: str, written: str) -> str:
     return written.lstrip(BLANKS) if prefix.endswith(tuple(BLANKS)) else written
 
 
-def fill_marked(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:
+def fill_marked(
+    model: Any, tokenizer: Tokenizer, texts: Sequence[str], *, suffix_first: bool = True
+) -> list[Filled]:
     """Greedily what belongs where each text has <|fim_middle|>, or behind it without one."""
     halves = [text.partition(MIDDLE) for text in texts]
     pairs = [(before, after) for before, _, after in halves]
-    return [Filled(str(x)) for x in fill_between(Generator(model, tokenizer), pairs, SAMPLE)]
+    generator = Generator(model, tokenizer)
+    found = fill_between(generator, pairs, SAMPLE, suffix_first=suffix_first)
+    return [Filled(str(x)) for x in found]

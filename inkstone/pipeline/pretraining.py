@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inkstone.pipeline.finish import conclude, course, times
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.prepare import Prepared
 from inkstone.recipe import Recipe
+from inkstone.tasks import fill_in_the_middle
 from inkstone.tasks._objective import Objective
 from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.training.loop import TrainingResult
@@ -135,6 +137,8 @@ def _samples(
     """Beginnings of held-out documents with something hidden, and what the model puts there."""
     settings, tokenizer = recipe.evaluation, prepared.tokenizer
     fill = FILL[objective.KINDS[0]]
+    if isinstance(objective, fill_in_the_middle.Objective):
+        fill = partial(fill_marked, suffix_first=objective.config.spm_rate > 0)
     prompts = list(settings.prompts)
     if not prompts:
         length = max(4, min(SAMPLE_TOKENS, objective.seq_len - 8))

@@ -33,6 +33,15 @@ def tokenizer() -> Tokenizer:
     return train([TEXT] * 9, TokenizerConfig(vocab_size=330), roles=ROLES)
 
 
+@pytest.fixture
+def generator(tokenizer: Tokenizer) -> Generator:
+    """Weights that have learned nothing."""
+    shape = llama.Config(
+        vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1, n_heads=2, max_seq_len=64
+    )
+    return Generator(llama.Model(shape), tokenizer)
+
+
 def put_back(ids: list[int], tokenizer: Tokenizer) -> tuple[str, str]:
     """The text of an arranged document and how it was arranged, by an independent reading."""
     marks = Marks(tokenizer)
@@ -118,11 +127,9 @@ def test_loss_is_that_of_language_modelling(tokenizer: Tokenizer) -> None:
 
 
 def test_a_long_prompt_keeps_what_is_near_the_middle(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = llama.Model(llama.Config(vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1,
-                                     n_heads=2, max_seq_len=64))  # fmt: skip
-    generator, marks = Generator(model, tokenizer), Marks(tokenizer)
+    marks = Marks(tokenizer)
     asked: list[list[int]] = []
     real = generator.generate
     monkeypatch.setattr(
@@ -147,11 +154,9 @@ def test_a_long_prompt_keeps_what_is_near_the_middle(
 
 
 def test_blanks_before_the_cursor_are_not_written_twice(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = llama.Model(llama.Config(vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1,
-                                     n_heads=2, max_seq_len=64))  # fmt: skip
-    generator, marks = Generator(model, tokenizer), Marks(tokenizer)
+    marks = Marks(tokenizer)
     asked: list[list[int]] = []
 
     def answers(prompts: list[list[int]], config: SamplingConfig) -> list[Generation]:
