@@ -1,8 +1,9 @@
 // Attention of each row's tokens among themselves, forwards, in bf16: for networks that read.
 //
-// A thread takes one head of one row at a time. Keys and values are laid out for the tile registers
-// once; then for each 32 queries the scores, their exponentials and the sum over the values follow
-// each other in its cache. Sums are fp32, and no score is written to memory that others read.
+// A thread takes one head of one row at a time. Keys and values are laid out once, for the tile
+// registers or for vectors of pairs; then for each 32 queries the scores, their exponentials and the
+// sum over the values follow each other in its cache. Sums are fp32, and no score is written to
+// memory that others read.
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +11,7 @@
 
 #include "simd.h"
 
-#if TILES
+#if PAIRS
 namespace {
 
 constexpr int64_t B = 32, TILE = 512;  // queries or keys in a block; numbers in a tile
@@ -41,9 +42,12 @@ INLINE void transpose(__m512i r[16]) {
   for (int i = 0; i < 16; i++) r[i] = t[i];
 }
 
-// Four tiles of a product: rows 0 to 31 of a [32, n] with the columns of b, whose two columns of
-// tiles stand `across` numbers apart. The sums stay in the tile registers 0 to 3.
-INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t across, int64_t n) {
+// A block of a product: rows 0 to 31 of a [32, n] with the columns of b, whose two columns of tiles
+// stand `across` numbers apart.
+#if TILES
+INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t across, int64_t n, float* out,
+                     int64_t out_stride) {
+  asm volatile("" ::: "memory");  // what the tiles read has been written
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -58,13 +62,35 @@ INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t acros
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
+  _tile_stored(0, out, out_stride * 4);
+  _tile_stored(1, out + L, out_stride * 4);
+  _tile_stored(2, out + L * out_stride, out_stride * 4);
+  _tile_stored(3, out + L * out_stride + L, out_stride * 4);
 }
-INLINE void sums_to(float* out, int64_t stride) {
-  _tile_stored(0, out, stride * 4);
-  _tile_stored(1, out + L, stride * 4);
-  _tile_stored(2, out + L * stride, stride * 4);
-  _tile_stored(3, out + L * stride + L, stride * 4);
+#else
+INLINE void multiply(const bf16* a, int64_t stride, const bf16* b, int64_t across, int64_t n, float* out,
+                     int64_t out_stride) {
+  constexpr int ROWS = 8;
+  for (int64_t row = 0; row < B; row += ROWS, a += ROWS * stride, out += ROWS * out_stride) {
+    __m512 sums[ROWS][2] = {};
+    for (int64_t i = 0; i < n; i += 2) {
+      const __m512bh left = (__m512bh)_mm512_load_si512(b + i * L);
+      const __m512bh right = (__m512bh)_mm512_load_si512(b + i * L + across);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        const __m512bh x = pair(a + r * stride + i);
+        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, left);
+        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, right);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      _mm512_storeu_ps(out + r * out_stride, sums[r][0]);
+      _mm512_storeu_ps(out + r * out_stride + L, sums[r][1]);
+    }
+  }
 }
+#endif
 
 struct Room {
   int64_t n, width;                  // tokens up to a multiple of B; numbers of a head
@@ -128,7 +154,7 @@ INLINE float weigh(float* scores, bf16* weights, int64_t tokens, int64_t n, floa
 
 }  // namespace
 
-extern "C" int attention_is_here() { return tiles_granted(); }
+extern "C" int attention_is_here() { return !TILES || tiles_granted(); }
 
 // Tokens of row r stand at starts[r] to starts[r + 1], `stride` numbers apart; head h begins h · width
 // numbers behind. width is a multiple of 32; out is [tokens, heads · width].
@@ -157,18 +183,13 @@ extern "C" void attend(const bf16* q, int64_t q_stride, const bf16* k, int64_t k
             std::memcpy(room.queries + i * width, queries + i * stride, width * sizeof(bf16));
           queries = room.queries, stride = width;
         }
-        asm volatile("" ::: "memory");  // what the tiles read has been written
-        for (int64_t c = 0; c < n; c += B) {
-          multiply(queries, stride, room.keys + c * width, L * width, width);
-          sums_to(room.scores + c, n);
-        }
+        for (int64_t c = 0; c < n; c += B)
+          multiply(queries, stride, room.keys + c * width, L * width, width, room.scores + c, n);
         float share[B] = {};
         for (int64_t i = 0; i < m; i++)
           share[i] = weigh(room.scores + i * n, room.weights + i * n, tokens, n, scale);
-        asm volatile("" ::: "memory");
         for (int64_t e = 0; e < width; e += B) {
-          multiply(room.weights, n, room.values + e * n, L * n, n);
-          sums_to(room.sums, B);
+          multiply(room.weights, n, room.values + e * n, L * n, n, room.sums, B);
           for (int64_t i = 0; i < m; i++) {
             bf16* to = out + (first + begin + i) * heads * width + at + e;
             store(to, load(room.sums + i * B) * share[i]);
@@ -177,7 +198,7 @@ extern "C" void attend(const bf16* q, int64_t q_stride, const bf16* k, int64_t k
         }
       }
     }
-    _tile_release();
+    tiles_off();
   }
 }
 #else

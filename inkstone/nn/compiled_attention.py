@@ -1,4 +1,4 @@
-"""Attention of networks that read without learning, on a CPU with AMX: `attention.cpp`.
+"""Attention of networks that read without learning, where a CPU multiplies bf16: `attention.cpp`.
 
 torch's kernel takes the same time for the softmax as for both of its products; here all three stay
 in the cache of a core, rows of any length stand behind each other, and nothing is laid out anew.

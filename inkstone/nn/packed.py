@@ -2,7 +2,8 @@
 
 oneDNN multiplies bf16 by weights in blocks and lays plain ones out anew at every call. A network
 that does not learn keeps the blocks, at the price of a second copy of its matrices in bf16; and a
-GELU behind a product goes into the same pass.
+GELU behind a product goes into the same pass. Processors without tile registers have a product of
+our own for it (`compiled_product.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkstone.nn import compiled_product
 from inkstone.nn.linear import FEW_ROWS, Linear, stacked
 from inkstone.nn.matmul import cut
 from inkstone.nn.pointwise import narrow
@@ -31,6 +33,7 @@ class _Blocks(NamedTuple):
     made_of: _MadeOf
     weight: Tensor
     bias: Tensor | None
+    d_out: int
 
 
 _kept: WeakKeyDictionary[Linear, _Blocks] = WeakKeyDictionary()  # by the first of the maps
@@ -53,10 +56,11 @@ def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tens
 def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
     """part(x), a part of a network that takes every row alike: [N, D] → [N, D].
 
-    Where nothing is learned it takes a few rows at a time, so that what `up`, its widest map, makes
-    of them is still in the cores' caches when the next map reads it.
+    Where nothing is learned and tiles multiply faster than memory gives, it takes a few rows at a
+    time, so that what `up`, its widest map, makes of them is still in the cores' caches when the
+    next map reads it.
     """
-    if len(up.weight) < WIDE or not _fits(x, [up]):
+    if len(up.weight) < WIDE or not _fits(x, [up]) or compiled_product.fits(x.shape[1]):
         return part(x)
     whole = max(1, len(x) // RUN)  # runs; the last one takes what is left, too
     runs = x.split([*[RUN] * (whole - 1), len(x) - RUN * (whole - 1)])
@@ -64,6 +68,9 @@ def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
 
 
 def _mapped(x: Tensor, blocks: _Blocks, gelu: bool) -> Tensor:
+    if compiled_product.fits(x.shape[1]):
+        assert blocks.bias is not None
+        return compiled_product.linear(x, blocks.weight, blocks.bias, blocks.d_out, gelu=gelu)
     name, form = ("gelu", "none") if gelu else ("none", "")
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks.weight, blocks.bias, name, [], form)
     return y
@@ -108,8 +115,12 @@ def _blocks(x: Tensor, linears: Sequence[Linear]) -> _Blocks:
     if found is None or not _same(found.made_of, now):
         weight = narrow([m.weight.detach() for m in linears], x.dtype)
         biases = [m.bias.detach().to(x.dtype) for m in linears if m.bias is not None]
-        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
-        found = _Blocks(now, blocks, torch.cat(biases) if biases else None)
+        bias = torch.cat(biases) if biases else None
+        if compiled_product.fits(x.shape[1]):
+            found = _Blocks(now, *compiled_product.pack(weight, bias), len(weight))
+        else:
+            blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
+            found = _Blocks(now, blocks, bias, len(weight))
         _kept[linears[0]] = found
     return found
 

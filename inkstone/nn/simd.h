@@ -9,7 +9,12 @@
 #if defined(__AVX512F__) || defined(__AMX_TILE__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#ifdef __AVX512BF16__  // vectors of pairs of bf16 can be multiplied
+#define PAIRS 1
+#else
+#define PAIRS 0
+#endif
+#if PAIRS && defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TILES 1
@@ -114,6 +119,14 @@ INLINE V exp_of(V x) {
 #endif
 }
 
+#if PAIRS
+INLINE __m512bh pair(const bf16* p) {  // to every place
+  int32_t two;
+  std::memcpy(&two, p, sizeof two);
+  return (__m512bh)_mm512_set1_epi32(two);
+}
+#endif
+
 #if TILES
 // Every tile register holds 16 rows of 64 bytes.
 struct alignas(64) TileShape {
@@ -126,6 +139,10 @@ INLINE void tiles_on() {
   asm volatile("" ::"r"(&shape) : "memory");  // the compiler must not keep it in registers
   _tile_loadconfig(&shape);
 }
+INLINE void tiles_off() { _tile_release(); }
+#else
+INLINE void tiles_on() {}
+INLINE void tiles_off() {}
 #endif
 
 // Asks the kernel of the operating system for the tile registers.

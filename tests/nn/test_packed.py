@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from inkstone.models import bert
-from inkstone.nn import packed
+from inkstone.nn import compiled_product, packed
 from inkstone.nn.linear import Linear, stacked
 from inkstone.nn.packed import project
 
@@ -84,6 +84,7 @@ def test_learning_uses_and_keeps_nothing() -> None:
 @torch.no_grad()
 def test_a_part_in_runs_of_rows_is_the_part(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "WIDE", 48)
+    monkeypatch.setattr(compiled_product, "fits", lambda d_in: False)  # it needs no runs
     up = _linears(1)[0]
     x, sizes = _x(rows, 32), []
 
