@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -217,6 +218,17 @@ class TaskMethods:
                 fix="train a model that is: inkstone train bert-small-mlm --data FOLDER",
             )
         return found[0] if isinstance(text, str) else found
+
+    @property
+    def family(self) -> str:
+        """The name of its family: the file in `models/`."""
+        return type(self.model).__module__.rsplit(".", 1)[-1]
+
+    @property
+    def kind(self) -> str:
+        """What it does: "causal", "encoder" or "seq2seq"."""
+        kind: str = sys.modules[type(self.model).__module__].KIND
+        return kind
 
     @property
     def objective(self) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from inkstone import registry
 from inkstone.device import Machine
 from inkstone.planning import constants as c
-from inkstone.planning.examples import WARMUP_SHARE, ExampleFacts, plan_examples
+from inkstone.planning.examples import FIRM_DROPOUT, WARMUP_SHARE, ExampleFacts, plan_examples
 
 MACHINE = Machine(
     device="cpu", name="test", cores=2, threads=2, instruction_sets=("AVX2",), torch_version="2",
@@ -60,6 +60,12 @@ def test_a_translator_begins_with_muon_unless_told_otherwise() -> None:
     assert found["training.matrix_lr"] == c.MUON_MATRIX_LR
     other = plan(3, "transformer", optimizer="adamw")
     assert other["training.optimizer"] == "adamw" and "training.matrix_lr" not in other
+
+
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_a_translator_that_reads_its_pairs_often_drops_more(family: str) -> None:
+    assert plan(1, family)["model.dropout"] < FIRM_DROPOUT
+    assert plan(1000, family)["model.dropout"] == FIRM_DROPOUT
 
 
 def test_warm_up_is_a_share_of_the_steps_that_fit() -> None:
