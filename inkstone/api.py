@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from pydantic import ValidationError
+
 from inkstone import device as devices
-from inkstone import pipeline
+from inkstone import pipeline, registry
 from inkstone.checkpoint import atomic_folder, foreign, hub, load_model, save_model
 from inkstone.checkpoint.adapters import load_adapter
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
@@ -22,7 +24,7 @@ from inkstone.inference.embed import BATCH_SIZE, Embedder, Pooling, embed
 from inkstone.inference.generate import Generation, Generator
 from inkstone.inference.grounding import Library
 from inkstone.inference.index import By, Index, Passage
-from inkstone.inference.predict import Predictor, is_on_examples, open_predictor
+from inkstone.inference.predict import Predictor, connect, is_on_examples, open_predictor
 from inkstone.inference.respond import Respondent
 from inkstone.nn import lora
 from inkstone.pipeline.observer import Observer
@@ -267,6 +269,31 @@ class LanguageModel(ScoreMethods):
         model = plain.eval()
         predictor = self.predictor and replace(self.predictor, model=model)
         return replace(self, model=model, info=info, predictor=predictor)
+
+    def with_task(self, **settings: Any) -> LanguageModel:
+        """The same model, its task with other settings: n_beams=1, mode="document", threshold=0.8.
+
+        Raises:
+            UsageError: The model was trained for no task, or the task has no such setting.
+        """
+        task = self._task()
+        assert self.predictor is not None
+        known = task.config.model_dump()
+        for name in settings:
+            if name not in known:
+                raise UsageError(
+                    f"{task.NAME.replace('_', ' ')} has no setting {name!r}",
+                    fix=registry.did_you_mean(name, sorted(known)),
+                )
+        try:
+            config = type(task.config).model_validate(known | settings)
+        except ValidationError as error:
+            raise UsageError(
+                f"task.{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+            ) from error
+        other = type(task)(config, task.labels, counts=task.counts, characters=task.alphabet)
+        connect(other, self.predictor.tokenizer)
+        return replace(self, predictor=replace(self.predictor, task=other))
 
     @property
     def context(self) -> int:

@@ -32,6 +32,10 @@ def command(
     on_error: Annotated[
         OnError, typer.Option(help="At a bad line of --input: stop, or skip it and count it.")
     ] = OnError.STOP,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the task: task.mode=document, task.n_beams=1."),
+    ] = None,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -51,12 +55,18 @@ def command(
     from inkstone import api
     from inkstone.cli.text import printable
     from inkstone.errors import UsageError
+    from inkstone.recipe import parse_override
 
     if input is not None and text:
         raise UsageError("give texts or --input, not both")
     if output is not None and input is None:
         raise UsageError("--output needs --input", fix="write --input FILE --output NEW.jsonl")
     model = api.load(run, device=device)
+    if settings:
+        changes = [parse_override(setting) for setting in settings]
+        if others := [section for section, *_ in changes if section != "task"]:
+            raise UsageError(f"--set {others[0]}.…: only settings of the task can be changed here")
+        model = model.with_task(**{key: value for _, key, value in changes})
     if input is not None:
         from inkstone.cli.progress import observer
 

@@ -60,11 +60,13 @@ class Predictor(Generic[E, P]):
             if self.kind in FITTED:
                 yield from zip(some, self.task.apply(self.model, some), strict=True)
                 continue
-            encoded = self.task.encode(some, codec)
+            parts = [self.task.parts(example, codec) for example in some]
+            encoded = self.task.encode([part for own in parts for part in own], codec)
             rows = [row for rows in encoded for row in rows]
-            outputs = iter(self._outputs(rows, codec.pad_id))
-            for example, own in zip(some, encoded, strict=True):
-                yield example, self.task.predict(example, [next(outputs) for _ in own])
+            outputs, left = iter(self._outputs(rows, codec.pad_id)), iter(encoded)
+            for example, own in zip(some, parts, strict=True):
+                found = [self.task.predict(x, [next(outputs) for _ in next(left)]) for x in own]
+                yield example, self.task.join(example, own, found)
 
     def _outputs(self, rows: list[Row], pad_id: int) -> list[Any]:
         """What the model says about each row; rows of like length go together."""

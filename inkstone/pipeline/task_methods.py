@@ -162,7 +162,7 @@ class TaskMethods:
     def translate(self, text: Sequence[str]) -> list[Translation]: ...
 
     def translate(self, text: Any) -> Any:
-        """The translation of one text, or of several.
+        """The translation of one text, or of several; see the task's `mode` for documents.
 
         Raises:
             UsageError: The model was trained for something else.

@@ -165,6 +165,14 @@ class Task(ABC, Generic[E, P]):
     def predict(self, example: E, outputs: Sequence[Any]) -> P:
         """The answer, out of the outputs of all rows of an example."""
 
+    def parts(self, example: E, codec: Codec) -> list[E]:
+        """What of an example is predicted by itself: all of it, unless it is a whole document."""
+        return [example]
+
+    def join(self, example: E, parts: Sequence[E], predictions: Sequence[P]) -> P:
+        """The answer, out of those of its parts."""
+        return predictions[0]
+
     @property
     def pooling(self) -> Mode | None:
         """How the states of a text's tokens become its vector, of a task that makes vectors."""

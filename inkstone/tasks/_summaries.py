@@ -6,7 +6,6 @@ abstracts are hard to beat (Nenkova 2005; See et al. 2017, section 7.1).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +16,10 @@ from inkstone.config import Section
 from inkstone.errors import DataError
 from inkstone.tasks import _base
 from inkstone.tasks._base import Mistake
-from inkstone.text import rouge
+from inkstone.text import rouge, sentences
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value
 from inkstone.text.table import Record
-
-# Behind a mark that ends a sentence, or a line; not behind an initial or such a short word.
-_BREAK = re.compile(
-    r"(?<=[.!?…])(?<!\b[^\W\d_]\.)(?<!\b(?:al|cf|vs|Dr|Eq|Mr|Ms)\.)(?<!\b(?:etc|Fig|Mrs)\.)"
-    r"[\"'”’)\]]{0,2}\s++|(?<=[。！？])(?![。！？])[”’」』）]{0,2}\s*+|\n\s*+"
-)
-_UNSPACED = tuple("。！？”’」』）")
 
 
 class Config(Section):
@@ -86,13 +78,6 @@ class Summary:
         return {"summary": self.text, "score": self.score, "places": list(self.places)}
 
 
-def split(text: str) -> tuple[str, ...]:
-    """The sentences of a text, each with the white space behind it; at least one."""
-    ends = [match.end() for match in _BREAK.finditer(text)]
-    pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
-    return tuple(piece for piece in pieces if piece.strip()) or (text,)
-
-
 class Summarizing(_base.Task[Example, Summary]):
     """Reading and judging; a task says how a summary is found."""
 
@@ -103,12 +88,12 @@ class Summarizing(_base.Task[Example, Summary]):
         value = self.need(record, "text_field")
         if isinstance(value, list):
             given = self._listed(record, "text_field", value)
-            sentences = tuple(s if s.endswith(_UNSPACED) else f"{s} " for s in given)
+            found = tuple(s if s.endswith(sentences.UNSPACED) else f"{s} " for s in given)
         else:
-            sentences = split(self.text(record, "text_field"))
-        if not "".join(sentences).strip():
+            found = sentences.split(self.text(record, "text_field"))
+        if not "".join(found).strip():
             raise _empty(record, "text")
-        return Example(sentences, self._summaries(record) if labelled else ())
+        return Example(found, self._summaries(record) if labelled else ())
 
     def _summaries(self, record: Record) -> tuple[str, ...]:
         value = self.need(record, "summary_field")
@@ -130,7 +115,7 @@ class Summarizing(_base.Task[Example, Summary]):
         return [text for x in value if (text := normalize(x).strip())]
 
     def example(self, text: str) -> Example:
-        return Example(split(normalize(text)))
+        return Example(sentences.split(normalize(text)))
 
     def texts(self, example: Example) -> Iterable[str]:
         return (example.text, *example.summaries[:1])

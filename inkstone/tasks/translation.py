@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from inkstone import registry
 from inkstone.errors import DataError
 from inkstone.tasks import _rewriting
 from inkstone.tasks._base import Mistake
+from inkstone.tasks._codec import Codec
+from inkstone.text import sentences
 from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
 
@@ -28,11 +30,15 @@ class Config(_rewriting.Config):
         source_field: Field of the text to translate.
         target_field: Field of its translation.
         bleu_tokenizer: How sacrebleu cuts words: "13a" (its default) or "zh" for Chinese targets.
+        mode: What is translated at once. "sentence": the whole text, which loses its end where it
+            is too long. "document": each sentence, lines and paragraphs staying as they are.
+            "auto": each line, and each sentence of a line that is too long.
     """
 
     source_field: str = Field(default="source", min_length=1)
     target_field: str = Field(default="target", min_length=1)
     bleu_tokenizer: str = Field(default="13a", pattern="^(13a|zh|intl|char|none)$")
+    mode: Literal["auto", "sentence", "document"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,40 @@ class Task(_rewriting.Rewriting[Example, Translation]):
     def pair(self, example: Example) -> tuple[str, str]:
         return example.source, example.target
 
+    def parts(self, example: Example, codec: Codec) -> list[Example]:
+        if self.config.mode == "sentence":
+            return [example]
+        found = [
+            piece.strip()
+            for line in example.source.splitlines()
+            for piece in ([line] if self._whole(line, codec) else sentences.split(line))
+        ]
+        return [Example(piece) for piece in found if piece] or [example]
+
+    def _whole(self, line: str, codec: Codec) -> bool:
+        if self.config.mode == "document":
+            return False
+        room = codec.max_length - 1
+        return len(line.encode()) <= room or len(codec.tokenizer.encode(line)) <= room
+
     def predict(self, example: Example, outputs: Sequence[Any]) -> Translation:
         ids, score = outputs[0]
         return Translation(self.tokenizer.decode(ids).strip(), score)
+
+    def join(
+        self, example: Example, parts: Sequence[Example], predictions: Sequence[Translation]
+    ) -> Translation:
+        """Lines and paragraphs as they were; a space between sentences where the marks have one."""
+        written, place = "", 0
+        for part, translation in zip(parts, predictions, strict=True):
+            start = example.source.index(part.source, place)
+            gap = example.source[place:start]
+            if written and "\n" not in gap:
+                gap = "" if written.endswith(sentences.UNSPACED) else " "
+            written += gap + translation.text if written else translation.text
+            place = start + len(part.source)
+        scores = [translation.score for translation in predictions]
+        return Translation(written, sum(scores) / len(scores))
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -98,3 +98,26 @@ def test_an_unfinished_run_opens_at_its_best_checkpoint(
     shutil.rmtree(copy / "model")
     same = [tool("generate", r, "the", "--max-tokens", 5, "--temperature", 0) for r in (run, copy)]
     assert same[0].out == same[1].out and same[1].code == 0
+
+
+def test_settings_of_the_task_are_changed_for_a_translation(tool: Any, tmp_path: Path) -> None:
+    rows = [{"source": f"{n} dogs run.", "target": f"{n} Hunde laufen."} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = tool(
+        "train", "translation", "--data", tmp_path / "rows.jsonl", "--run", tmp_path / "run", "-q",
+        "tokenizer.vocab_size=300", "model.d_model=32", "model.n_layers=1", "model.n_heads=1",
+        "training.max_steps=2",
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    page = "3 dogs run. 4 dogs run.\n\n5 dogs run."
+    ask = ("run", tmp_path / "run", page, "--json", "--set")
+    document = tool(*ask, "task.mode=document", "--set", "task.n_beams=1")
+    assert document.code == 0, document.err
+    assert document.json["translation"].count("\n\n") == 1
+    assert "\n\n" not in tool(*ask, "task.mode=sentence").json["translation"]
+    for setting, told_of in [
+        ("task.mode=page", "task.mode"), ("task.beams=1", "n_beams"), ("training.lr=1", "task"),
+        ("mode", "section.key"),
+    ]:  # fmt: skip
+        wrong = tool(*ask, setting)
+        assert wrong.code == 2 and told_of in wrong.err, wrong.err

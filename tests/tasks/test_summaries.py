@@ -23,9 +23,10 @@ from inkstone.recipe import Recipe
 from inkstone.tasks import extractive_summarization as extractive
 from inkstone.tasks import summarization
 from inkstone.tasks._codec import Codec
-from inkstone.tasks._summaries import Example, split
+from inkstone.tasks._summaries import Example
 from inkstone.text import rouge
 from inkstone.text.config import TextConfig
+from inkstone.text.sentences import split
 from inkstone.text.table import Record, read_table
 from inkstone.tokenizers.tokenizer import Tokenizer
 
