@@ -112,7 +112,8 @@ JOBS = {
     "captions, En-De": Job("multi30k-en-de", "multi30k-transformer", "bleu", 37.0,
                            ("training.minutes=28",), SEED),
     "sentences, En-Zh": Job("tatoeba-en-zh", "translation", "bleu", 0.0, (
-        "task.source_field=en", "task.target_field=zh", "training.minutes=28"), SEED),
+        "task.source_field=en", "task.target_field=zh", "task.bleu_tokenizer=zh",
+        "training.minutes=28"), SEED),
     "abstracts, a sentence chosen": Job("scitldr-a", "scitldr", "rougeL", 23.1),  # the first: 23.09
     "e-mails, subjects written": Job("aeslc", "aeslc", "rougeL", 13.3, seed="training.seed"),
 }  # fmt: skip
