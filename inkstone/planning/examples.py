@@ -41,7 +41,7 @@ LOOKS = 10  # at held-out examples in a run
 LOOK_SHARE = 0.1  # of the time, for all of them
 PATIENCE = 4
 TIMED = 3
-MANY_PASSES = 12  # of a translator over its pairs: from there on it learns them by heart
+MANY_PASSES = 12  # over pairs of texts: from there on they are learned by heart
 FIRM_DROPOUT = 0.3  # then; Wu et al. 2021, "Good for Misconceived Reasons", on Multi30k
 
 
@@ -284,10 +284,10 @@ class _Planner:
         return candidates[place], measured[place]
 
     def _firm(self, shape: Shape, seconds: float) -> Shape:
-        """The shape, a translator's with more dropout where it reads its pairs many times."""
+        """The shape, with more dropout if it writes texts and reads its pairs many times."""
         known = "dropout" in shape.config and "dropout" not in self.model
-        translates = self.facts.kind == "seq2seq" and self.facts.pretrained is None
-        if not (known and translates and self._passes(seconds) >= MANY_PASSES):
+        writes = self.facts.kind == "seq2seq" and self.facts.pretrained is None
+        if not (known and writes and self._passes(seconds) >= MANY_PASSES):
             return shape
         return replace(shape, config={**shape.config, "dropout": FIRM_DROPOUT})
 

@@ -32,7 +32,8 @@ class Config(_rewriting.Config):
         bleu_tokenizer: How sacrebleu cuts words: "13a" (its default) or "zh" for Chinese targets.
         mode: What is translated at once. "sentence": the whole text, which loses its end where it
             is too long. "document": each sentence, lines and paragraphs staying as they are.
-            "auto": each line, and each sentence of a line that is too long.
+            "auto": the whole text where it fits a row; else each line, and each sentence of a line
+            that is too long itself.
     """
 
     source_field: str = Field(default="source", min_length=1)
@@ -98,7 +99,7 @@ class Task(_rewriting.Rewriting[Example, Translation]):
         return example.source, example.target
 
     def parts(self, example: Example, codec: Codec) -> list[Example]:
-        if self.config.mode == "sentence":
+        if self.config.mode == "sentence" or self._whole(example.source, codec):
             return [example]
         found = [
             piece.strip()
@@ -107,11 +108,11 @@ class Task(_rewriting.Rewriting[Example, Translation]):
         ]
         return [Example(piece) for piece in found if piece] or [example]
 
-    def _whole(self, line: str, codec: Codec) -> bool:
+    def _whole(self, text: str, codec: Codec) -> bool:
         if self.config.mode == "document":
             return False
         room = codec.max_length - 1
-        return len(line.encode()) <= room or len(codec.tokenizer.encode(line)) <= room
+        return len(text.encode()) <= room or len(codec.tokenizer.encode(text)) <= room
 
     def predict(self, example: Example, outputs: Sequence[Any]) -> Translation:
         ids, score = outputs[0]
