@@ -28,12 +28,10 @@ _MadeOf = tuple[tuple[ReferenceType[nn.Parameter], int, int], ...]  # which, whe
 
 
 class _Blocks(NamedTuple):
-    """Maps below each other as the kernel reads them, and by what to tell that they changed."""
+    """Maps below each other as a kernel reads them, and by what to tell that they changed."""
 
     made_of: _MadeOf
-    weight: Tensor
-    bias: Tensor | None
-    d_out: int
+    multiply: Callable[[Tensor, bool], Tensor]  # (x, whether a GELU follows) → x Wᵀ + b
 
 
 _kept: WeakKeyDictionary[Linear, _Blocks] = WeakKeyDictionary()  # by the first of the maps
@@ -50,7 +48,7 @@ def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tens
     if not _fits(x, linears):
         y = stacked(x, linears) if len(linears) > 1 else linears[0](x)
         return F.gelu(y) if gelu else y
-    return _mapped(x, _blocks(x, linears), gelu)
+    return _blocks(x, linears).multiply(x, gelu)
 
 
 def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
@@ -65,15 +63,6 @@ def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
     whole = max(1, len(x) // RUN)  # runs; the last one takes what is left, too
     runs = x.split([*[RUN] * (whole - 1), len(x) - RUN * (whole - 1)])
     return torch.cat([part(run) for run in runs])
-
-
-def _mapped(x: Tensor, blocks: _Blocks, gelu: bool) -> Tensor:
-    if compiled_product.fits(x.shape[1]):
-        assert blocks.bias is not None
-        return compiled_product.linear(x, blocks.weight, blocks.bias, blocks.d_out, gelu=gelu)
-    name, form = ("gelu", "none") if gelu else ("none", "")
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks.weight, blocks.bias, name, [], form)
-    return y
 
 
 @functools.cache
@@ -116,13 +105,26 @@ def _blocks(x: Tensor, linears: Sequence[Linear]) -> _Blocks:
         weight = narrow([m.weight.detach() for m in linears], x.dtype)
         biases = [m.bias.detach().to(x.dtype) for m in linears if m.bias is not None]
         bias = torch.cat(biases) if biases else None
-        if compiled_product.fits(x.shape[1]):
-            found = _Blocks(now, *compiled_product.pack(weight, bias), len(weight))
-        else:
-            blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
-            found = _Blocks(now, blocks, bias, len(weight))
+        laid_out = _panels if compiled_product.fits(x.shape[1]) else _onednn
+        found = _Blocks(now, laid_out(weight, bias, len(x)))
         _kept[linears[0]] = found
     return found
+
+
+def _panels(weight: Tensor, bias: Tensor | None, n: int) -> Callable[[Tensor, bool], Tensor]:
+    (panels, padded), d_out = compiled_product.pack(weight, bias), len(weight)  # not the weight
+    return lambda x, gelu: compiled_product.linear(x, panels, padded, d_out, gelu=gelu)
+
+
+def _onednn(weight: Tensor, bias: Tensor | None, n: int) -> Callable[[Tensor, bool], Tensor]:
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), n)
+
+    def multiply(x: Tensor, gelu: bool) -> Tensor:
+        name, form = ("gelu", "none") if gelu else ("none", "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, name, [], form)
+        return y
+
+    return multiply
 
 
 def _same(then: _MadeOf, now: _MadeOf) -> bool:
