@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inkstone.nn import native
 
-COLUMNS = 48  # of a panel
+COLUMNS = 64  # of a panel
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         bias: [d_out], or None for zeros.
 
     Returns:
-        Panels [d_out / 48, d_in / 2, 48, 2], and the bias [d_out] in fp32; both with zeros up to a
+        Panels [d_out / 64, d_in / 2, 64, 2], and the bias [d_out] in fp32; both with zeros up to a
         whole panel.
     """
     more = -len(weight) % COLUMNS

@@ -9,7 +9,7 @@ our own for it (`compiled_product.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -58,7 +58,7 @@ def in_runs(part: Callable[[Tensor], Tensor], x: Tensor, up: Linear) -> Tensor:
     time, so that what `up`, its widest map, makes of them is still in the cores' caches when the
     next map reads it.
     """
-    if len(up.weight) < WIDE or not _fits(x, [up]) or compiled_product.fits(x.shape[1]):
+    if compiled_product.fits(x.shape[1]) or len(up.weight) < WIDE or not _fits(x, [up]):
         return part(x)
     whole = max(1, len(x) // RUN)  # runs; the last one takes what is left, too
     runs = x.split([*[RUN] * (whole - 1), len(x) - RUN * (whole - 1)])
@@ -94,12 +94,17 @@ def _fits(x: Tensor, linears: Sequence[Linear]) -> bool:
         and not cut(x, len(x), width)
         and not torch.compiler.is_compiling()
         and supported()
-        and not any(p.is_inference() for m in linears for p in m.parameters())  # has no version
+        and not any(p.is_inference() for p in _parameters(linears))  # has no version
     )
 
 
+def _parameters(linears: Sequence[Linear]) -> Iterator[nn.Parameter]:
+    for m in linears:  # `m.parameters()` looks for parts, which costs a pass a hundredth of its time
+        yield from m.parameters() if m._modules else filter(None.__ne__, m._parameters.values())
+
+
 def _blocks(x: Tensor, linears: Sequence[Linear]) -> _Blocks:
-    now = tuple((ref(p), p.data_ptr(), p._version) for m in linears for p in m.parameters())
+    now = tuple((ref(p), p.data_ptr(), p._version) for p in _parameters(linears))
     found = _kept.get(linears[0])
     if found is None or not _same(found.made_of, now):
         weight = narrow([m.weight.detach() for m in linears], x.dtype)

@@ -20,7 +20,8 @@ def _normal(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "d_in", "d_out"), [(1, 2, 1), (7, 32, 47), (8, 34, 48), (65, 128, 100), (600, 768, 49)]
+    ("rows", "d_in", "d_out"),
+    [(1, 2, 1), (5, 32, 63), (6, 34, 64), (7, 32, 96), (65, 128, 100), (600, 768, 65)],
 )
 def test_equals_the_product_of_doubles(rows: int, d_in: int, d_out: int, bias: bool) -> None:
     wide, weight = _normal(rows, d_in + 3), _normal(d_out, d_in)
