@@ -14,7 +14,7 @@ from inkstone.nn import packed
 from inkstone.nn.cache import KVCache
 from inkstone.nn.linear import Embedding, Linear
 
-WORDS = ("embed.weight", "head.weight")  # tables with a row for every word
+TABLES = ("embed.weight", "head.weight", "token_type.weight")  # a row for every word or type
 OUTPUTS = ("head.", "classifier.", "span.", "next_sentence.")  # names of maps onto words or labels
 
 
@@ -121,9 +121,9 @@ def scale_down(linear: nn.Module, divisor: float) -> None:
 def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
     """Copy every parameter that both models have under one name and shape.
 
-    A table of words may have more rows than before: a new word begins as the mean of all known
-    ones, so that it changes their probabilities little (Hewitt 2021, "Initializing New Word
-    Embeddings for Pretrained Language Models").
+    A table may have more rows than before: a new word begins as the mean of all known ones, so that
+    it changes their probabilities little (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models").
 
     Returns:
         The names in `model` that stay as they were: a new head, as a rule.
@@ -133,7 +133,7 @@ def adopt(model: nn.Module, pretrained: nn.Module) -> list[str]:
     for name, p in model.named_parameters():
         if name in theirs and theirs[name].shape == p.shape:
             p.data.copy_(theirs[name].data)
-        elif name in WORDS and name in theirs and _longer(p, theirs[name]):
+        elif name in TABLES and name in theirs and _longer(p, theirs[name]):
             known = theirs[name].data
             p.data[: len(known)].copy_(known)
             p.data[len(known) :].copy_(known.mean(0))

@@ -92,6 +92,8 @@ def _fixed(prepared: Prepared) -> dict[str, Any]:
         fixed["n_labels"] = len(task.labels)
     if task.alphabet:
         fixed["char_vocab_size"] = len(task.alphabet) + 2
+    if task.token_types:
+        fixed["n_token_types"] = task.token_types
     family = registry.load("models", prepared.recipe.model.family)
     fields = family.Config.model_fields
     if not prepared.pretrained:

@@ -247,6 +247,23 @@ class Task(ABC, Generic[E, P]):
     def connect(self, tokenizer: Tokenizer) -> None:
         """Told the model's tokenizer, ahead of training and of use."""
 
+    def suit(self, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """Take on the settings that go by the tokenizer of a new run.
+
+        Args:
+            tokenizer: The one it will read by.
+            fields: Those of the family's configuration.
+
+        Returns:
+            Their names, values and reasons.
+        """
+        return {}
+
+    @property
+    def token_types(self) -> int:
+        """How many types of tokens its rows have; 0: as many as the family knows, or none."""
+        return 0
+
     def adapt(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer that it needs, out of the one that pretrained weights came with."""
         return tokenizer

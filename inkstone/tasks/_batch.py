@@ -32,6 +32,8 @@ class TokenBatch:
         segment_ids: [B, T] which of several texts in its row a token is of; None where each row
             holds one.
         candidates: [B, T] bool, places that an answer may begin or end at; None where unused.
+        spans: [B, K, 2] first and last token of all right answers, of which the target is one;
+            IGNORE_INDEX where there is none; None where unused.
     """
 
     input_ids: Tensor
@@ -43,6 +45,7 @@ class TokenBatch:
     characters: Tensor | None = None
     segment_ids: Tensor | None = None
     candidates: Tensor | None = None
+    spans: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -3,10 +3,12 @@
 A row is [CLS] question [SEP] text [SEP], and every token of it gets two scores, of being the first
 and the last of the answer (Devlin et al. 2019, section 4.2). The loss of a row is
 
-    −log softmax(b)[i] − log softmax(e)[j]
+    −log Σ over right answers (softmax(b)[i] · softmax(e)[j])
 
-over the tokens of the text and [CLS], which stands for "not here" (section 4.3). A text longer than
-a row is read in windows that overlap, and the spans of all windows compete:
+over the tokens of the text and [CLS], which stands for "not here" (section 4.3): where several
+people answered, the model may take the answer that it finds the likeliest (maximum marginal
+likelihood, Min et al. 2019, "A Discrete Hard EM Approach for Weakly Supervised …"). A text
+longer than a row is read in windows that overlap, and the spans of all windows compete:
 
     p(i, j) = exp(b_i + e_j) / Σ over windows (Σ_i exp b_i) (Σ_j exp e_j),   i ≤ j < i + most
 
@@ -16,18 +18,19 @@ the words and by exact match, as SQuAD's own script counts them (`tasks._answers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from inkstone.config import Section
 from inkstone.errors import DataError, UsageError
+from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
 from inkstone.tasks._answers import is_exact, overlap
 from inkstone.tasks._base import Mistake, Row, Rows
@@ -39,6 +42,7 @@ from inkstone.text.table import Record
 
 FAMILY = "bert"  # where the recipe names none
 SHOWN = 160  # characters on either side of an answer in the report
+NEAR = 256  # rows of the table out of which distractors are taken: of one book, one subject
 
 
 class Config(Section):
@@ -54,6 +58,9 @@ class Config(Section):
         stride: Tokens that two neighboring windows of a long text share.
         max_question_tokens: A longer question is cut.
         max_answer_tokens: A longer span is no answer.
+        distractors: In training every text stands once more among up to so many others of the
+            table, so that a model which learns from short texts is not misled by long ones (Clark
+            and Gardner 2018, section 3.2).
     """
 
     question_field: str = Field(default="question", min_length=1)
@@ -64,6 +71,7 @@ class Config(Section):
     stride: int = Field(default=64, ge=0, le=4096)
     max_question_tokens: int = Field(default=64, ge=1, le=4096)
     max_answer_tokens: int = Field(default=30, ge=1, le=4096)
+    distractors: int = Field(default=0, ge=0, le=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,30 +194,37 @@ class Task(_base.Task[Example, Answer]):
         ]
 
     def _windows(self, example: Example, question: list[int], codec: Codec) -> list[Row]:
-        """A row of each part of the text; training looks for the first of the answers."""
+        """A row of each part of the text; its target is every answer that it holds whole."""
         ids, starts, ends = codec.places(example.context)
         room = max(1, codec.max_length - len(codec.two(question, ())[0]))
         step = room - min(self.config.stride, room // 2)
-        wanted = None
-        if example.answers:
-            first = int(np.searchsorted(ends, example.starts[0], "right"))
-            behind = example.starts[0] + len(example.answers[0])
-            wanted = first, max(first, int(np.searchsorted(starts, behind, "left")) - 1)
+        wanted = []
+        for answer, start in zip(example.answers, example.starts, strict=True):
+            first = int(np.searchsorted(ends, start, "right"))
+            behind = int(np.searchsorted(starts, start + len(answer), "left"))
+            wanted.append((first, max(first, behind - 1)))
         rows: list[Row] = []
         for begin in range(0, max(1, len(ids) - room + step), step):
             part = slice(begin, begin + room)
             framed, types = codec.two(question, ids[part])
             offset = len(codec.two(question, ())[0]) - 1
-            target = [0, 0]
-            if wanted is not None and begin <= wanted[0] and wanted[1] < begin + len(ids[part]):
-                target = [offset + place - begin for place in wanted]
+            here = [
+                offset + place - begin
+                for span in dict.fromkeys(wanted)
+                if begin <= span[0] and span[1] < begin + len(ids[part])
+                for place in span
+            ]
             rows.append(
                 {
-                    "ids": framed, "types": types, "offset": [offset], "target": target,
+                    "ids": framed, "types": types, "offset": [offset], "target": here or [0, 0],
                     "starts": starts[part], "ends": ends[part],
                 }
             )  # fmt: skip
         return rows
+
+    def arrange(self, rows: Iterable[Row], codec: Codec) -> Iterator[Row]:
+        most = self.config.distractors
+        return _among_others(rows, most, codec.max_length) if most else iter(rows)
 
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
@@ -219,14 +234,18 @@ class Task(_base.Task[Example, Answer]):
         for number, row in enumerate(rows):
             offset = int(row["offset"][0])
             candidates[number, offset : offset + len(row["starts"])] = True
-        targets = torch.from_numpy(np.array([row["target"] for row in rows], np.int64))
-        return TokenBatch(input_ids, targets, mask, types, candidates=candidates)
+        spans = pad([row["target"] for row in rows], IGNORE_INDEX)[0].unflatten(1, (-1, 2))
+        return TokenBatch(input_ids, spans[:, 0], mask, types, candidates=candidates, spans=spans)
 
     # --- what the model does ---------------------------------------------------------------------
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
-        scores = self._scores(model, batch)
-        return F.cross_entropy(scores, batch.targets, reduction="sum"), batch.n_targets
+        assert batch.spans is not None
+        known = (
+            self._scores(model, batch).log_softmax(1).gather(1, batch.spans.clamp(min=0)).sum(-1)
+        )
+        known = known.masked_fill(batch.spans[..., 0] == IGNORE_INDEX, -torch.inf)
+        return -known.logsumexp(1).sum(), batch.n_targets
 
     def _scores(self, model: Any, batch: TokenBatch) -> Tensor:
         """[B, T, 2]: of the first and the last token; −∞ where neither can be."""
@@ -292,6 +311,61 @@ class Task(_base.Task[Example, Answer]):
 
     def simplest(self, examples: Sequence[Example]) -> tuple[str, list[Any]] | None:
         return "the whole text", [example.context for example in examples]
+
+
+def _among_others(rows: Iterable[Row], most: int, max_length: int) -> Iterator[Row]:
+    """Each row, and behind it the same question to its text among its neighbors in the table."""
+    random = np.random.default_rng(0)
+    iterator = iter(rows)
+    while some := list(islice(iterator, NEAR)):
+        texts = list(dict.fromkeys(map(_text_ids, some)))
+        places = {text: place for place, text in enumerate(texts)}
+        for row in some:
+            yield row
+            if row["target"][0]:
+                own = places[_text_ids(row)]
+                first = own - int(random.integers(most + 1))
+                ahead = [(text, True) for text in reversed(texts[max(0, first) : own])]
+                behind = [(text, False) for text in texts[own + 1 : first + most + 1]]
+                yield from _longer(row, [*ahead, *behind], max_length)
+
+
+def _longer(
+    row: Row, others: Sequence[tuple[tuple[int, ...], bool]], max_length: int
+) -> Iterator[Row]:
+    """The row with others around its text, ahead of it or behind; nothing where none can be there.
+
+    Those that hold an answer's very words cannot, nor more than fit a row.
+    """
+    spans = zip(row["target"][::2], row["target"][1::2], strict=True)
+    answers = [_words(row["ids"][first : last + 1]) for first, last in spans]
+    ahead: list[int] = []
+    behind: list[int] = []
+    for text, is_ahead in others:
+        fits = len(row["ids"]) + len(ahead) + len(behind) + len(text) <= max_length
+        if fits and not any(answer in _words(text) for answer in answers):
+            ahead, behind = ([*text, *ahead], behind) if is_ahead else (ahead, [*behind, *text])
+    if not ahead and not behind:
+        return
+    start, end = row["offset"][0], row["offset"][0] + len(row["starts"])
+    more = [0] * (len(ahead) + len(behind))
+    yield {
+        "ids": [*row["ids"][:start], *ahead, *row["ids"][start:end], *behind, *row["ids"][end:]],
+        "types": [*row["types"], *[row["types"][-1]] * len(more)],
+        "offset": row["offset"],
+        "target": [place + len(ahead) for place in row["target"]],
+        "starts": [*row["starts"], *more], "ends": [*row["ends"], *more],
+    }  # fmt: skip
+
+
+def _text_ids(row: Row) -> tuple[int, ...]:
+    start = row["offset"][0]
+    return tuple(row["ids"][start : start + len(row["starts"])])
+
+
+def _words(ids: Sequence[int]) -> str:
+    """Ids as text in which to look for others."""
+    return f" {' '.join(map(str, ids))} "
 
 
 def _given(value: Any, place: str, field: str) -> list[tuple[str, int | None]]:

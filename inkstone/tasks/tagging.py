@@ -9,7 +9,7 @@ a tag. Tags with spans (B-PER, I-PER, O) are judged by span F1, others by accura
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,12 +27,14 @@ from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.table import Record
+from inkstone.tokenizers.tokenizer import Tokenizer
 
 # a Chinese character, a word (with -, ' or . inside), or a mark
 WORD = re.compile(
     r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff]+(?:[-'’.,][^\W\u3400-\u9fff]+)*|[^\w\s]"
 )
 SPAN_LETTERS = frozenset("BIESLU")
+TYPES = 5  # of tokens, where they say how a word was written
 
 FAMILY = "bert"  # where the recipe names none
 
@@ -46,12 +48,15 @@ class Config(Section):
         marks_field: Field of marks that are known of the words beforehand, as many, and always will
             be (parts of speech, for chunks); read by the family crf.
         word_characters: Characters of a word that are read, by models that read characters.
+        capitals: Tell the model how each word was written, by types of tokens beyond those of a
+            first and a second text. None: where the tokenizer drops case, and the family has types.
     """
 
     tokens_field: str = Field(default="tokens", min_length=1)
     tags_field: str = Field(default="tags", min_length=1)
     marks_field: str | None = Field(default=None, min_length=1)
     word_characters: int = Field(default=24, ge=1, le=256)
+    capitals: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,18 @@ class Task(_base.Task[Example, Tagging]):
     def answers(self, example: Example) -> Iterable[str]:
         return example.tags
 
+    def suit(self, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        drops_case = tokenizer.encode("A") == tokenizer.encode("a")
+        has_types = "n_token_types" in fields and fields["n_token_types"].default > 1
+        if self.config.capitals is not None or not (drops_case and has_types):
+            return {}
+        self.config = self.config.model_copy(update={"capitals": True})
+        return {"capitals": (True, "the tokenizer drops case; types of tokens tell it")}
+
+    @property
+    def token_types(self) -> int:
+        return TYPES if self.config.capitals else 0
+
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
         if self.config.marks_field:
             raise _no_marks()
@@ -141,15 +158,20 @@ class Task(_base.Task[Example, Tagging]):
         for place, pieces in enumerate(codec.words(example.tokens)):
             pieces = pieces[:room]  # a word longer than a row
             if not rows or len(rows[-1]["ids"]) - 1 + len(pieces) > room:
-                rows.append({"ids": [codec.start_id], "firsts": [], "tags": [], "words": []})
+                start = {"ids": [codec.start_id], "types": [0]}
+                rows.append({**start, "firsts": [], "tags": [], "words": []})
             row = rows[-1]
+            row["types"] += [written(example.tokens[place])] * len(pieces)
             row["firsts"].append(len(row["ids"]))
             row["ids"] += pieces
             row["tags"].append(tags[place] if tags else IGNORE_INDEX)
             row["words"].append(example.tokens[place])
         for row in rows:
             row["ids"].append(codec.end_id)
+            row["types"].append(0)
             words = row.pop("words")
+            if not self.config.capitals:
+                del row["types"]
             if self.alphabet:
                 row["characters"] = self.character_ids(words, self.config.word_characters).ravel()
         return rows
@@ -160,6 +182,7 @@ class Task(_base.Task[Example, Tagging]):
         for number, row in enumerate(rows):
             firsts = torch.from_numpy(np.asarray(row["firsts"], np.int64))
             targets[number, firsts] = torch.from_numpy(np.asarray(row["tags"], np.int64))
+        types = pad([row["types"] for row in rows], 0)[0] if self.config.capitals else None
         characters = None
         if self.alphabet:
             widths = [len(row["characters"]) // len(row["firsts"]) for row in rows]
@@ -168,7 +191,7 @@ class Task(_base.Task[Example, Tagging]):
                 firsts = torch.from_numpy(np.asarray(row["firsts"], np.int64))
                 found = np.asarray(row["characters"], np.int64).reshape(-1, width)
                 characters[number, firsts, :width] = torch.from_numpy(found)
-        return TokenBatch(input_ids, targets, mask, characters=characters)
+        return TokenBatch(input_ids, targets, mask, types, characters=characters)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
         scores = model(**batch.inputs).float()
@@ -250,6 +273,15 @@ class Task(_base.Task[Example, Tagging]):
                 fix="give it a file of examples with --input, not a text",
             )
         return words, {"marks": [example.marks for example in examples]}
+
+
+def written(word: str) -> int:
+    """The type of its tokens: 2 Capitalised, 3 CAPITALS, 4 mIxed, 0 otherwise."""
+    if word == word.lower():
+        return 0
+    if word[1:] == word[1:].lower():
+        return 2
+    return 3 if word == word.upper() else 4
 
 
 def _no_marks() -> UsageError:

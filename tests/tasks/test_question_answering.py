@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -119,6 +120,51 @@ def test_every_window_shows_what_the_text_says(
     assert covered == {start for start, _ in words}
     whole = len(codec.places(context)[0]) <= codec.max_length - len(codec.two([5, 6, 7], [])[0])
     assert hits == 1 if whole and answer else hits <= len(rows)
+
+
+def test_any_of_several_right_answers_is_right(tokenizer: Tokenizer) -> None:
+    found, codec = task(), Codec(tokenizer, 64)
+    given = [{"text": "symbol O", "start": 34}, "O", {"text": "symbol O", "start": 34}]
+    example = found.read(record(question="What?", context="O and symbol O", answers=given))
+    both = found.encode([example, qa.Example("What?", TEXT, ("8",), (62,))], codec)
+    rows = [row for rows in both for row in rows]
+    assert [len(row["target"]) for row in rows] == [4, 2]  # what two people say counts once
+    batch = found.collate(rows, codec.pad_id)
+    scores = torch.randn(*batch.input_ids.shape, 2, generator=torch.Generator().manual_seed(0))
+    assert batch.candidates is not None
+    p = scores.masked_fill(~batch.candidates[..., None], -torch.inf).softmax(1)
+    expected = 0.0
+    for number, row in enumerate(rows):
+        spans = zip(row["target"][::2], row["target"][1::2], strict=True)
+        expected -= float(np.log(sum(float(p[number, i, 0] * p[number, j, 1]) for i, j in spans)))
+    loss, count = found.loss(lambda **inputs: scores, batch)
+    assert count == 4 and float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_stand_among_their_neighbors_too(tokenizer: Tokenizer) -> None:
+    codec = Codec(tokenizer, 40)
+    texts = ["symbol 8", "number 8", "chemical element", "is a symbol", "number and atomic", "O"]
+    words = [text.split()[-1] for text in texts]
+    examples = [
+        qa.Example("What?", text, (word,), (text.rindex(word),))
+        for text, word in zip(texts, words, strict=True)
+    ]
+    plain = [row for rows in task().encode(examples, codec) for row in rows]
+    assert list(task().arrange(plain, codec)) == plain
+    found = list(task(distractors=3).arrange(plain, codec))
+    assert [row for row in found if row in plain] == plain and len(found) > len(plain)
+    read = tokenizer.decode
+    for before, row in itertools.pairwise(found):
+        if row in plain:
+            continue
+        own = read(before["ids"][before["offset"][0] : -1])
+        there = read(row["ids"][row["offset"][0] : -1])
+        others = there.replace(own, "", 1)
+        assert own in there and others and len(row["ids"]) <= codec.max_length
+        assert len(row["ids"]) == len(row["types"]) == row["offset"][0] + len(row["starts"]) + 1
+        answer, (first, last) = read(before["ids"][before["target"][0] : -1]), row["target"]
+        assert read(row["ids"][first : last + 1]) == answer and answer not in others.split()
+    assert found == list(task(distractors=3).arrange(iter(plain), codec))
 
 
 def brute(task: qa.Task, scores: np.ndarray, row: dict[str, Any]) -> tuple[float, int, int]:
