@@ -87,7 +87,10 @@ JOBS = {
         "conll2000", "crf", "span_f1", 93.0, ("task.tags_field=chunks", "task.marks_field=pos")
     ),
     "names, CoNLL-2003": Job("conll2003", "crf", "span_f1", 83.0, ("task.tags_field=ner",)),
-    "names, Chinese": Job("peoples-daily-ner", "crf", "span_f1", 88.0, ("task.tags_field=ner",)),
+    "names, Chinese": Job(
+        "peoples-daily-ner", "crf", "span_f1", 88.0,
+        ("task.tags_field=ner", "model.segmenter=jieba"),
+    ),
     "IMDb, MiniLM": Job(
         "imdb", "classification", "accuracy", 92.5,
         ("task.truncate=middle", "training.minutes=20"), SEED, True,

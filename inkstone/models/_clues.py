@@ -2,13 +2,17 @@
 
 The clues are those of Ratnaparkhi (1996, table 1), with words two to either side, pairs of them and
 shapes (Sha & Pereira 2003, section 4; Finkel et al. 2005). Written language with letters gives them
-all; a Chinese character has its neighbours.
+all; a Chinese character has its neighbours, and the word that a segmenter takes it to be of (as in
+Peng & Dredze 2016).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
+
+from inkstone.text import segment
 
 BEFORE, AFTER = ("⟨2", "⟨1"), ("1⟩", "2⟩")
 REPEATED = re.compile(r"(.)\1+")
@@ -59,3 +63,27 @@ def clues(words: Sequence[str], given: Sequence[str] | None = None) -> list[list
                 f"mark 0..+2 {m[i]} {m[i + 1]} {m[i + 2]}",
             ]  # fmt: skip
     return found
+
+
+def word_clues(tokens: Sequence[str]) -> list[list[str]]:
+    """Of each token, the word that its first character is of, and where in it: B, I, E, S alone.
+
+    Args:
+        tokens: Of a sentence in which spaces do not tell words apart.
+
+    Raises:
+        MissingExtraError: jieba is not installed.
+    """
+    text = re.sub(r"\s", "_", "".join(tokens))
+    places: list[str] = []
+    words: list[str] = []
+    for word in segment.words(text, "jieba"):
+        places += ["S"] if len(word) == 1 else ["B", *"I" * (len(word) - 2), "E"]
+        words += [word] * len(word)
+    starts = [0, *accumulate(map(len, tokens))][:-1]
+    of = [(places[i], words[i]) if i < len(words) else ("S", "") for i in starts]
+    around = ["⟨", *(place for place, _ in of), "⟩"]
+    return [
+        [f"in {place}", f"in {place} {word}", f"places {''.join(around[i : i + 3])}"]
+        for i, (place, word) in enumerate(of)
+    ]

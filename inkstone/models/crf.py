@@ -32,7 +32,8 @@ from inkstone.errors import CheckpointError, ModelError
 from inkstone.files import atomic_folder, read_json, write_json
 from inkstone.models import _arrays
 from inkstone.models._chain import loops
-from inkstone.models._clues import clues
+from inkstone.models._clues import clues, word_clues
+from inkstone.text.segment import Segmenter
 
 KIND = "markov"
 CLUES = "clues.json"
@@ -48,6 +49,9 @@ class Config(Section):
     """What is kept of the training data, and how it is learned."""
 
     min_count: int = Field(default=2, ge=1, description="tokens that a clue must occur at")
+    segmenter: Segmenter = Field(
+        default="spaces", description='"jieba": the words that Chinese characters make are clues'
+    )
     passes: int = Field(default=8, ge=1, le=1000, description="over the training sentences")
     lr: float = Field(default=0.2, gt=0, le=10, description="of AdaGrad")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="of the order of sentences")
@@ -81,13 +85,14 @@ class Model:
 
         Raises:
             ModelError: Unequal lengths, or no tag.
+            MissingExtraError: jieba is asked for and not installed.
         """
         _same_lengths(sentences, tags, "tags")
         names = sorted({tag for row in tags for tag in row})
         if not names:
             raise ModelError("a tagger needs at least one tagged token")
         counts: Counter[str] = Counter()
-        for row in _clues_of(sentences, marks):
+        for row in self._clues_of(sentences, marks):
             for some in row:
                 counts.update(some)
         kept = [clue for clue, n in counts.items() if n >= self.config.min_count]
@@ -100,7 +105,7 @@ class Model:
         self._ids = {clue: i for i, clue in enumerate(kept)}
         numbers = {name: i for i, name in enumerate(names)}
         flat = np.array([numbers[tag] for row in tags for tag in row], np.int64)
-        self._learn(*self._packed(_clues_of(sentences, marks)), flat)
+        self._learn(*self._packed(self._clues_of(sentences, marks)), flat)
         return self
 
     def _learn(
@@ -212,7 +217,7 @@ class Model:
         self._check_fitted()
         if self.with_marks and marks is None:
             raise ModelError("this tagger was fitted with marks beside the words and needs them")
-        for row in _clues_of(sentences, marks if self.with_marks else None):
+        for row in self._clues_of(sentences, marks if self.with_marks else None):
             _, ids, starts = self._packed([row])
             scores: Floats = loops().scores(ids, starts, self._weights)
             yield scores
@@ -228,17 +233,20 @@ class Model:
             sentences.append(len(starts) - 1)
         return np.array(sentences), np.array(ids, np.int32), np.array(starts)
 
+    def _clues_of(self, sentences: Sentences, marks: Sentences | None) -> Iterator[list[list[str]]]:
+        """The clues of each token of each sentence."""
+        if marks is not None:
+            _same_lengths(sentences, marks, "marks")
+        for words, given in zip(sentences, marks or itertools.repeat(None), strict=False):
+            found = clues(words, given)
+            if self.config.segmenter == "jieba":
+                for some, more in zip(found, word_clues(words), strict=True):
+                    some += more
+            yield found
+
     def _check_fitted(self) -> None:
         if not self.tags:
             raise ModelError("this tagger has learned nothing yet", fix="call fit() first")
-
-
-def _clues_of(sentences: Sentences, marks: Sentences | None) -> Iterator[list[list[str]]]:
-    if marks is None:
-        yield from map(clues, sentences)
-        return
-    _same_lengths(sentences, marks, "marks")
-    yield from map(clues, sentences, marks)
 
 
 def _same_lengths(sentences: Sentences, rows: Sentences, what: str) -> None:

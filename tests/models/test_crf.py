@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from inkstone.errors import CheckpointError, ModelError
 from inkstone.files import MANIFEST
 from inkstone.models._chain import available, loops
-from inkstone.models._clues import clues, shape
+from inkstone.models._clues import clues, shape, word_clues
 from inkstone.models.crf import Config, Model
 from tests.models.test_hmm import SENTENCES, TAGS, WORD
 
@@ -129,6 +129,27 @@ def test_clues_are_told_apart_and_stand_once() -> None:
     assert shape("McDonald's-95") == "AaAaaaaa'a-00"
     for row in clues(["A", "b", "", "中", "b"], ["1", "2", "3", "4", "5"]):
         assert len(row) == len(set(row))
+
+
+def test_characters_know_the_words_they_are_of(tmp_path: Path) -> None:
+    pytest.importorskip("jieba", reason="jieba is not installed")
+    tokens = ["我", "在", "北京大学", "a b", "", "图", "书", "馆"]
+    found = word_clues(tokens)
+    assert len(found) == len(tokens)
+    assert [row[0] for row in found[-3:]] == ["in B", "in I", "in E"]
+    assert found[-1][1] == "in E 图书馆" and found[-1][2] == "places IE⟩"
+    assert found[0] == ["in S", "in S 我", "places ⟨SS"]
+    sentences = [list("他在图书馆"), list("图书很多")]
+    tags = [[*"OO", "B-L", "I-L", "I-L"], list("OOOO")]
+    model = Model(Config(min_count=1, segmenter="jieba")).fit(sentences, tags)
+    assert model.tag(sentences) == tags
+    assert any(clue.startswith("in ") for clue in model._ids)
+    assert not any(clue.startswith("in ") for clue in FITTED._ids)
+    model.save(tmp_path / "model")
+    again = Model.load(tmp_path / "model")
+    np.testing.assert_array_equal(
+        again.posteriors(sentences[:1])[0], model.posteriors(sentences[:1])[0]
+    )
 
 
 @pytest.mark.parametrize(
