@@ -256,6 +256,9 @@ class Task(ABC, Generic[E, P]):
 
         Returns:
             Their names, values and reasons.
+
+        Raises:
+            UsageError: One that was given does not fit.
         """
         return {}
 

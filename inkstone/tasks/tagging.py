@@ -136,6 +136,11 @@ class Task(_base.Task[Example, Tagging]):
     def suit(self, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         drops_case = tokenizer.encode("A") == tokenizer.encode("a")
         has_types = "n_token_types" in fields and fields["n_token_types"].default > 1
+        if self.config.capitals and not has_types:
+            raise UsageError(
+                "this family knows no types of tokens, which task.capitals needs",
+                fix="set model.family=bert, or leave task.capitals out",
+            )
         if self.config.capitals is not None or not (drops_case and has_types):
             return {}
         self.config = self.config.model_copy(update={"capitals": True})

@@ -92,6 +92,9 @@ def test_where_case_is_dropped_a_tagger_is_told_it(tmp_path: Path) -> None:
     with torch.no_grad():
         mine, right = loaded.model(ids, token_types=types), theirs(ids, token_type_ids=types).logits
     torch.testing.assert_close(mine, right, rtol=0, atol=1e-4)
+    other = recipe.with_values({"task": {"capitals": True}, "model": {"family": "distilbert"}})
+    with pytest.raises(UsageError, match="knows no types of tokens"):
+        pipeline.train(other, tmp_path / "other", cache=tmp_path / "cache")
     cased = recipe.with_values({"tokenizer": {"lowercase": False}})
     pipeline.train(cased, tmp_path / "cased", cache=tmp_path / "cache")
     assert ink.load(tmp_path / "cased").model.config.n_token_types == 2
