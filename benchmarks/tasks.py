@@ -118,7 +118,10 @@ JOBS = {
         "task.source_field=en", "task.target_field=zh", "task.bleu_tokenizer=zh",
         "training.minutes=28"), SEED),
     "abstracts, a sentence chosen": Job("scitldr-a", "scitldr", "rougeL", 23.1),  # the first: 23.09
-    "e-mails, subjects written": Job("aeslc", "aeslc", "rougeL", 13.3, seed="training.seed"),
+    "e-mails, a sentence chosen": Job(
+        "aeslc", "scitldr", "rougeL", 13.4, ("task.text_field=text", "task.summary_field=subject"),
+    ),
+    "e-mails, subjects written": Job("aeslc", "aeslc", "rougeL", 13.4, seed="training.seed"),
 }  # fmt: skip
 
 
