@@ -163,20 +163,18 @@ class Task(_base.Task[Example, Tagging]):
         for place, pieces in enumerate(codec.words(example.tokens)):
             pieces = pieces[:room]  # a word longer than a row
             if not rows or len(rows[-1]["ids"]) - 1 + len(pieces) > room:
-                start = {"ids": [codec.start_id], "types": [0]}
-                rows.append({**start, "firsts": [], "tags": [], "words": []})
+                rows.append({"ids": [codec.start_id], "firsts": [], "tags": [], "words": []})
             row = rows[-1]
-            row["types"] += [written(example.tokens[place])] * len(pieces)
             row["firsts"].append(len(row["ids"]))
             row["ids"] += pieces
             row["tags"].append(tags[place] if tags else IGNORE_INDEX)
             row["words"].append(example.tokens[place])
         for row in rows:
-            row["ids"].append(codec.end_id)
-            row["types"].append(0)
             words = row.pop("words")
-            if not self.config.capitals:
-                del row["types"]
+            if self.config.capitals:
+                sizes = np.diff([*row["firsts"], len(row["ids"])])
+                row["types"] = [0, *np.repeat([*map(written, words)], sizes), 0]
+            row["ids"].append(codec.end_id)
             if self.alphabet:
                 row["characters"] = self.character_ids(words, self.config.word_characters).ravel()
         return rows
