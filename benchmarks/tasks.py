@@ -135,7 +135,7 @@ def measure(name: str, seed: int) -> dict[str, Row]:
         settings.append(f"model.pretrained={common.minilm()}")
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
-        data = _place(job, Path(temporary))
+        data = _place(job, Path(temporary) / "data")
         result = common.train(job.recipe, data, *settings, f"{job.seed}={seed}", run=run)
         assert result["part"] == "test", result["part"]
         results = {name: result}
@@ -174,7 +174,10 @@ def table(kept: dict[str, dict[str, Row]]) -> list[Row]:
 
 
 def _place(job: Job, folder: Path) -> Path:
-    return common.SHARED_DATA / job.data if isinstance(job.data, str) else job.data(folder)
+    if isinstance(job.data, str):
+        return common.SHARED_DATA / job.data
+    folder.mkdir()
+    return job.data(folder)
 
 
 def _percent(scores: list[dict[str, Any]], name: str) -> float:
