@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, session: Session, examples: data.Examples | None = N
         tokenizer = examples.task.adapt(tokenizer)
         adapting.check_vocabulary(recipe, model.config.vocab_size, tokenizer.vocab_size)
         recipe = grown(recipe, model, tokenizer, plan)
-    suited = examples.task.suit(tokenizer, family.Config.model_fields)
+    suited = examples.task.suit(tokenizer, family.Config.model_fields, scratch=model is None)
     plan.choices += [Choice(f"task.{name}", *chosen) for name, chosen in suited.items()]
     recipe = recipe.with_values(plan.values())
     limit = None if model is None else int(model.config.max_seq_len)

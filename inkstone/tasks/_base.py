@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from inkstone.errors import DataError
+from inkstone.errors import DataError, UsageError
 from inkstone.nn.pooling import Mode
 from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
@@ -247,12 +247,15 @@ class Task(ABC, Generic[E, P]):
     def connect(self, tokenizer: Tokenizer) -> None:
         """Told the model's tokenizer, ahead of training and of use."""
 
-    def suit(self, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-        """Take on the settings that go by the tokenizer of a new run.
+    def suit(
+        self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, scratch: bool
+    ) -> dict[str, tuple[Any, str]]:
+        """Take on the settings that go by what a new run begins with.
 
         Args:
             tokenizer: The one it will read by.
             fields: Those of the family's configuration.
+            scratch: It begins without weights.
 
         Returns:
             Their names, values and reasons.
@@ -398,6 +401,26 @@ def words_of(value: Any, place: str, field: str) -> list[str]:
         f"{place}: field {field!r} holds {kind_of_value(value)}, not a list of words",
         fix='write ["one", "word", "each"], or the words in one string with spaces between',
     )
+
+
+def knows_types(fields: Mapping[str, Any], setting: str, wanted: bool | None) -> bool:
+    """Whether a family tells types of tokens apart.
+
+    Args:
+        fields: Of its configuration.
+        setting: What of the task would have types of its own.
+        wanted: Its value, where one was given.
+
+    Raises:
+        UsageError: It was wanted, and the family does not.
+    """
+    known = "n_token_types" in fields and fields["n_token_types"].default > 1
+    if wanted and not known:
+        raise UsageError(
+            f"this family knows no types of tokens, which task.{setting} needs",
+            fix=f"set model.family=bert, or leave task.{setting} out",
+        )
+    return known
 
 
 def _by_number(label: str) -> tuple[int, int, str]:

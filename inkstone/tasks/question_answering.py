@@ -12,6 +12,10 @@ longer than a row is read in windows that overlap, and the spans of all windows 
 
     p(i, j) = exp(b_i + e_j) / Σ over windows (Σ_i exp b_i) (Σ_j exp e_j),   i ≤ j < i + most
 
+Which words of the text stand in the question, and in how long a run, is told by types of tokens
+(the exact match of Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions", section
+3.2): a model from scratch does not learn from some thousand questions that equal words are equal.
+
 Where questions may have no answer, the best span has to beat [CLS] by a threshold. Judged by F1 of
 the words and by exact match, as SQuAD's own script counts them (`tasks._answers`).
 """
@@ -33,15 +37,17 @@ from inkstone.errors import DataError, UsageError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
 from inkstone.tasks._answers import is_exact, overlap
-from inkstone.tasks._base import Mistake, Row, Rows
+from inkstone.tasks._base import Mistake, Row, Rows, knows_types
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
 from inkstone.text.rows import kind_of_value
 from inkstone.text.table import Record
+from inkstone.tokenizers.tokenizer import Tokenizer
 
 FAMILY = "bert"  # where the recipe names none
 SHOWN = 160  # characters on either side of an answer in the report
+TYPES = 5  # of tokens, where they say what stands in the question
 NEAR = 256  # rows of the table out of which distractors are taken: of one book, one subject
 
 
@@ -61,6 +67,8 @@ class Config(Section):
         distractors: In training every text stands once more among up to so many others of the
             table, so that a model which learns from short texts is not misled by long ones (Clark
             and Gardner 2018, section 3.2).
+        matches: Tell the model, by types of tokens, which runs of the text stand in the question.
+            None: where it begins from scratch and the family has types.
     """
 
     question_field: str = Field(default="question", min_length=1)
@@ -72,6 +80,7 @@ class Config(Section):
     max_question_tokens: int = Field(default=64, ge=1, le=4096)
     max_answer_tokens: int = Field(default=30, ge=1, le=4096)
     distractors: int = Field(default=0, ge=0, le=64)
+    matches: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,19 @@ class Task(_base.Task[Example, Answer]):
         """Questions on one text stay on one side of a split."""
         return (example.context,)
 
+    def suit(
+        self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, scratch: bool
+    ) -> dict[str, tuple[Any, str]]:
+        has_types = knows_types(fields, "matches", self.config.matches)
+        if self.config.matches is not None or not (scratch and has_types):
+            return {}
+        self.config = self.config.model_copy(update={"matches": True})
+        return {"matches": (True, "types of tokens tell what stands in the question")}
+
+    @property
+    def token_types(self) -> int:
+        return TYPES if self.config.matches else 0
+
     # --- rows ------------------------------------------------------------------------------------
 
     def encode(self, examples: Sequence[Example], codec: Codec) -> list[list[Row]]:
@@ -203,11 +225,14 @@ class Task(_base.Task[Example, Answer]):
             first = int(np.searchsorted(ends, start, "right"))
             behind = int(np.searchsorted(starts, start + len(answer), "left"))
             wanted.append((first, max(first, behind - 1)))
+        matched = matches(question, ids) if self.config.matches else None
         rows: list[Row] = []
         for begin in range(0, max(1, len(ids) - room + step), step):
             part = slice(begin, begin + room)
             framed, types = codec.two(question, ids[part])
             offset = len(codec.two(question, ())[0]) - 1
+            if matched is not None:
+                types[offset:-1] = matched[part]
             here = [
                 offset + place - begin
                 for span in dict.fromkeys(wanted)
@@ -224,7 +249,9 @@ class Task(_base.Task[Example, Answer]):
 
     def arrange(self, rows: Iterable[Row], codec: Codec) -> Iterator[Row]:
         most = self.config.distractors
-        return _among_others(rows, most, codec.max_length) if most else iter(rows)
+        if not most:
+            return iter(rows)
+        return _among_others(rows, most, codec.max_length, bool(self.config.matches))
 
     def collate(self, rows: Rows, pad_id: int) -> TokenBatch:
         input_ids, mask = pad([row["ids"] for row in rows], pad_id)
@@ -317,7 +344,18 @@ class Task(_base.Task[Example, Answer]):
         return "the whole text", [example.context for example in examples]
 
 
-def _among_others(rows: Iterable[Row], most: int, max_length: int) -> Iterator[Row]:
+def matches(question: Sequence[int], text: Sequence[int]) -> list[int]:
+    """The type of each token of a text: 1, or 1 + n in a run of n that stands in the question."""
+    types = [1] * len(text)
+    for n in range(1, TYPES - 1):
+        runs = {tuple(question[i : i + n]) for i in range(len(question) - n + 1)}
+        for i in range(len(text) - n + 1):
+            if tuple(text[i : i + n]) in runs:
+                types[i : i + n] = [1 + n] * n
+    return types
+
+
+def _among_others(rows: Iterable[Row], most: int, max_length: int, matched: bool) -> Iterator[Row]:
     """Each row, and behind it the same question to its text among its neighbors in the table."""
     random = np.random.default_rng(0)
     iterator = iter(rows)
@@ -331,11 +369,11 @@ def _among_others(rows: Iterable[Row], most: int, max_length: int) -> Iterator[R
                 first = own - int(random.integers(most + 1))
                 ahead = [(text, True) for text in reversed(texts[max(0, first) : own])]
                 behind = [(text, False) for text in texts[own + 1 : first + most + 1]]
-                yield from _longer(row, [*ahead, *behind], max_length)
+                yield from _longer(row, [*ahead, *behind], max_length, matched)
 
 
 def _longer(
-    row: Row, others: Sequence[tuple[tuple[int, ...], bool]], max_length: int
+    row: Row, others: Sequence[tuple[tuple[int, ...], bool]], max_length: int, matched: bool
 ) -> Iterator[Row]:
     """The row with others around its text, ahead of it or behind; nothing where none can be there.
 
@@ -353,9 +391,12 @@ def _longer(
         return
     start, end = row["offset"][0], row["offset"][0] + len(row["starts"])
     more = [0] * (len(ahead) + len(behind))
+    joined = [*ahead, *row["ids"][start:end], *behind]
+    last = row["types"][-1]
+    types = matches(row["ids"][1 : start - 1], joined) if matched else [last] * len(joined)
     yield {
-        "ids": [*row["ids"][:start], *ahead, *row["ids"][start:end], *behind, *row["ids"][end:]],
-        "types": [*row["types"], *[row["types"][-1]] * len(more)],
+        "ids": [*row["ids"][:start], *joined, *row["ids"][end:]],
+        "types": [*row["types"][:start], *types, last],
         "offset": row["offset"],
         "target": [place + len(ahead) for place in row["target"]],
         "starts": [*row["starts"], *more], "ends": [*row["ends"], *more],

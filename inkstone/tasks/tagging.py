@@ -22,7 +22,7 @@ from inkstone.config import Section
 from inkstone.errors import DataError, UsageError
 from inkstone.nn.loss import IGNORE_INDEX
 from inkstone.tasks import _base
-from inkstone.tasks._base import Mistake, Row, Rows, label_text, words_of
+from inkstone.tasks._base import Mistake, Row, Rows, knows_types, label_text, words_of
 from inkstone.tasks._batch import TokenBatch, pad
 from inkstone.tasks._codec import Codec
 from inkstone.text.normalize import normalize
@@ -133,14 +133,11 @@ class Task(_base.Task[Example, Tagging]):
     def answers(self, example: Example) -> Iterable[str]:
         return example.tags
 
-    def suit(self, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    def suit(
+        self, tokenizer: Tokenizer, fields: Mapping[str, Any], *, scratch: bool
+    ) -> dict[str, tuple[Any, str]]:
         drops_case = tokenizer.encode("A") == tokenizer.encode("a")
-        has_types = "n_token_types" in fields and fields["n_token_types"].default > 1
-        if self.config.capitals and not has_types:
-            raise UsageError(
-                "this family knows no types of tokens, which task.capitals needs",
-                fix="set model.family=bert, or leave task.capitals out",
-            )
+        has_types = knows_types(fields, "capitals", self.config.capitals)
         if self.config.capitals is not None or not (drops_case and has_types):
             return {}
         self.config = self.config.model_copy(update={"capitals": True})

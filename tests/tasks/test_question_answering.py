@@ -167,6 +167,29 @@ def test_texts_stand_among_their_neighbors_too(tokenizer: Tokenizer) -> None:
     assert found == list(task(distractors=3).arrange(iter(plain), codec))
 
 
+def test_types_tell_what_stands_in_the_question(tokenizer: Tokenizer) -> None:
+    codec = Codec(tokenizer, 120)
+    found = qa.matches([1, 2, 3, 9, 5], [7, 5, 0, 1, 2, 3, 9, 8, 2, 3, 1, 9])
+    assert found == [1, 2, 1, 4, 4, 4, 4, 1, 3, 3, 2, 2]
+    text = "chemical symbol 8 is a number"
+    example = qa.Example("Which symbol ?", text, ("8",), (text.index("8"),))
+    (plain,) = task().encode([example], codec)[0]
+    (row,) = task(matches=True).encode([example], codec)[0]
+    start = row["offset"][0]
+    assert row | {"types": plain["types"]} == plain and set(plain["types"][start:]) == {1}
+    read = {tokenizer.decode([i]): kind for i, kind in zip(row["ids"], row["types"], strict=True)}
+    assert read["symbol"] > 1 == read["number"] and row["types"][-1] == 1
+    others = [qa.Example("Which number ?", word, (word,), (0,)) for word in ("O", "chemical")]
+    examples = [others[0], example, others[1]]
+    rows = [r for rows in task(matches=True).encode(examples, codec) for r in rows]
+    longer = [r for r in task(matches=True, distractors=3).arrange(rows, codec) if r not in rows]
+    assert longer
+    for row in longer:
+        start = row["offset"][0]
+        question, joined = row["ids"][1 : start - 1], row["ids"][start:-1]
+        assert row["types"] == [0] * start + qa.matches(question, joined) + [1]
+
+
 def brute(task: qa.Task, scores: np.ndarray, row: dict[str, Any]) -> tuple[float, int, int]:
     """The best span of a row, by looking at all."""
     offset, n = row["offset"][0], len(row["starts"])
