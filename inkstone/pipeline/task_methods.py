@@ -36,8 +36,8 @@ from inkstone.tokenizers.tokenizer import Tokenizer
 
 VERBS = {"classification": "classify", "tagging": "tag", "translation": "translate",
          "question_answering": "answer", "dialogue": "chat", "summarization": "summarize",
-         "extractive_summarization": "summarize", "similarity": "embed",
-         "instructions": "chat", "preferences": "chat"}  # fmt: skip
+         "extractive_summarization": "summarize", "phrase_extraction": "summarize",
+         "similarity": "embed", "instructions": "chat", "preferences": "chat"}  # fmt: skip
 
 
 class TaskMethods:
@@ -183,7 +183,7 @@ class TaskMethods:
         Raises:
             UsageError: The model was trained for something else.
         """
-        task = self._task("summarization", "extractive_summarization")
+        task = self._task("summarization", "extractive_summarization", "phrase_extraction")
         texts = [text] if isinstance(text, str) else text
         found = self._predict(task.NAME, [task.example(x) for x in texts])
         return found[0] if isinstance(text, str) else found

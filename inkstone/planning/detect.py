@@ -29,7 +29,8 @@ LANGUAGES = frozenset([
 ])  # fmt: skip
 MESSAGES = ("messages", "conversations")
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "utterances")
-EXTRACTIVE = "extractive_summarization"
+CHOOSING = ("extractive_summarization", "phrase_extraction")
+PHRASE_CHARACTERS = 80  # a longer summary is rather a sentence
 LABEL_CHARACTERS = 40  # a longer text is no name of a label
 
 
@@ -105,7 +106,7 @@ def detect(
                 )
             return found
     if task is not None and task not in RULES:
-        like = RULES["summarization"](fields, count, given or {}) if task == EXTRACTIVE else None
+        like = RULES["summarization"](fields, count, given or {}) if task in CHOOSING else None
         return Guess(task, like.settings if like else dict(given or {}), "as you said")
     text = _first(TEXTS, fields, "text")
     if task is None and text is not None and not given:
@@ -188,9 +189,11 @@ def _summarization(fields: Fields, count: int, given: Mapping[str, Any]) -> Gues
     if labelled and "summary_field" not in given:  # a subject may be a part of what is labelled
         return None
     settings = {"text_field": text, "summary_field": short, **given}
+    brief = long[short] < PHRASE_CHARACTERS
+    what, task = ("a phrase" if brief else "sentences"), CHOOSING[brief]
     reason = (
-        f"{short!r} says shortly what {text!r} says; with few examples, sentences can be chosen "
-        "instead: --task extractive_summarization"
+        f"{short!r} says shortly what {text!r} says; with few examples, {what} can be chosen "
+        f"instead: --task {task}"
     )
     return Guess("summarization", settings, reason)
 

@@ -81,7 +81,11 @@ def test_texts_with_summaries_are_summarized() -> None:
     )  # fmt: skip
     listed = table(20, source=lambda i: [text(i)] * 3, targets=lambda i: [f"fox {i}"])
     assert guess(listed).settings == {"text_field": "source", "summary_field": "targets"}
-    assert guess(listed, "extractive_summarization").settings["summary_field"] == "targets"
+    for choosing in ("extractive_summarization", "phrase_extraction"):
+        assert guess(listed, choosing).settings["summary_field"] == "targets"
+    assert "phrase_extraction" in found.reason
+    whole = table(20, text=lambda i: text(i) * 9, summary=lambda i: text(i) * 4)
+    assert "extractive_summarization" in guess(whole).reason
     mails = table(60, text=text, subject=lambda i: f"fox {i}", label=lambda i: i % 2)
     assert guess(mails).task == "classification"
     assert guess(table(20, source=text, target=lambda i: f"fox {i}")).task == "translation"

@@ -21,6 +21,7 @@ from inkstone.evaluation import scores
 from inkstone.models import bag_of_words, pointer_generator
 from inkstone.recipe import Recipe
 from inkstone.tasks import extractive_summarization as extractive
+from inkstone.tasks import phrase_extraction as phrases
 from inkstone.tasks import summarization
 from inkstone.tasks._codec import Codec
 from inkstone.tasks._summaries import Example
@@ -30,8 +31,8 @@ from inkstone.text.sentences import split
 from inkstone.text.table import Record, read_table
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-TASKS = [summarization.Task(summarization.Config()), extractive.Task(extractive.Config())]
-both = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.NAME)
+TASKS = [room.Task(room.Config()) for room in (summarization, extractive, phrases)]
+every = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.NAME)
 
 
 def record(**values: Any) -> Record:
@@ -59,7 +60,7 @@ def test_sentences_end_where_they_should() -> None:
     assert split("") == ("",)
 
 
-@both
+@every
 def test_a_text_may_be_a_list_of_sentences_and_have_several_summaries(task: Any) -> None:
     found = task.read(record(text=["One. Two", "今天。", "", "Three."], summary=["a", " ", "b"]))
     assert found == Example(("One. Two ", "今天。", "Three. "), ("a", "b"))
@@ -67,7 +68,7 @@ def test_a_text_may_be_a_list_of_sentences_and_have_several_summaries(task: Any)
     assert task.read(record(text="One."), labelled=False) == Example(("One.",))
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -86,7 +87,7 @@ def test_what_is_no_example_is_told(task: Any, values: dict[str, Any], message: 
         task.read(record(**values))
 
 
-@both
+@every
 def test_the_baseline_is_the_beginning(task: Any) -> None:
     examples = [
         Example(("A b. ", "C. ", "D. ", "E."), ("a b c",)),
@@ -161,6 +162,52 @@ def test_a_row_holds_whole_sentences_each_with_its_own_start(
         assert p == pytest.approx(1 / (1 + np.exp(-np.mean(codec.one(piece)) / 100)))
 
 
+@given(
+    st.lists(st.text("ab，氧-. ", min_size=1, max_size=12), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.floats(0.5, 9),
+    st.integers(1, 20),
+    st.randoms(use_true_random=False),
+)
+def test_the_phrase_has_the_highest_score_of_all(
+    sentences: list[str], most: int, length: float, reach: int, random: Any
+) -> None:
+    task = phrases.Task(phrases.Config(words=most, length=length, reach=reach))
+    example = Example(tuple(sentences))
+    words = task._words(example)
+    assert sum(map(len, words)) <= reach
+    p = np.array([random.random() for some in words for _ in some])
+    found = task.choose(example, p)
+    values = {}
+    begin = 0
+    for number, some in enumerate(words):
+        for first, last in itertools.combinations_with_replacement(range(len(some)), 2):
+            said = [rouge.units(m.group()) for m in some[first : last + 1]]
+            size = sum(map(len, said))
+            if said[0] and said[-1] and (size <= most or first == last):
+                first_p = {w: p[begin + i] for i in range(last, first - 1, -1)
+                           for w in rouge.units(some[i].group())}  # fmt: skip
+                text = sentences[number][some[first].start() : some[last].end()]
+                values[number, text] = max(
+                    values.get((number, text), 0), 2 * sum(first_p.values()) / (size + length)
+                )
+        begin += len(some)
+    if not values:
+        assert found.text == example.text.strip()
+        return
+    assert values[found.places[0], found.text] == pytest.approx(max(values.values()))
+
+
+def test_words_of_a_summary_are_found_with_where_and_how_often() -> None:
+    example = Example(("Meet at noon? ", "Bring the noon-cake. "), ("Noon cake", "else"))
+    task = phrases.Task(phrases.Config(reach=6)).learn([example])
+    assert list(task.answers(example)) == ["other", "other", "summary", "other", "other", "other"]
+    assert task.config.length == 2.0
+    one, two = task._sentences(example)
+    assert (one.tokens, one.marks) == (("Meet", "at", "noon", "?"), ("0.1", "1.1", "2.1", "2.1"))
+    assert (two.tokens, two.tags) == (("Bring", "the"), ("other", "other"))
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 
@@ -201,6 +248,34 @@ def test_the_sentence_that_matters_is_found(family: str, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="trained to do extractive summarization") as caught:
         model.translate("x")
     assert "summarize" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("family", ["crf", "bert"])
+def test_the_phrase_that_matters_is_found(family: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(200):
+        names = random.choice(["cake", "tea", "rain", "milk", "bread"], 3)
+        text = [f"nobody wants {names[0]}.", f"about {names[1]} {i % 7} we talk now.", "bye."]
+        rows.append({"text": " ".join(random.permutation(text)), "summary": f"{names[1]} {i % 7}"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings: dict[str, Any] = {
+        "data": {"path": (str(tmp_path / "rows.jsonl"),)},
+        "task": {"name": "phrase_extraction", "lead_sentences": 1},
+        "model": {"family": family},
+    }
+    if family == "bert":
+        settings["tokenizer"] = {"vocab_size": 200}
+        settings["model"] |= {"d_model": 64, "n_layers": 1}
+        settings["training"] = {"max_steps": 120, "lr": 3e-3, "precision": "fp32"}
+    result = pipeline.train(
+        Recipe().with_values(settings), tmp_path / "run", cache=tmp_path / "cache"
+    )
+    assert result["scores"][0]["value"] > 0.95 > 0.6 > result["baseline"]["rougeL"]
+    model = ink.load(tmp_path / "run")
+    found = model.summarize("nobody wants tea. about milk 4 we talk now. bye.")
+    assert (found.text, found.places) == ("milk 4", (1,)) and 0 < found.score <= 1
+    assert [x.text for x in model.summarize([" ", "…"])] == ["", "…"]
 
 
 def test_abstracts_are_summed_up_better_than_by_their_first_sentence(shared_data: Path) -> None:
