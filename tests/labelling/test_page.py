@@ -1,123 +1,155 @@
-"""The page's own script, run by node over a few lines that stand in for a browser."""
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inkstone.labelling.server import PAGE
+from inkstone.labelling.project import Project
+from inkstone.labelling.server import Desk, Server
+from inkstone.labelling.store import Store
+from inkstone.labelling.table import read_texts
+from tests.labelling.conftest import Maker, sentences
 
-BROWSER = """
-const made = [], ids = {}, calls = [], keys = [];
-class Element {
-  constructor(name) { Object.assign(this, { name, attributes: {}, children: [], on: {}, own: "" });
-    this.classes = new Set(); made.push(this);
-    this.classList = { toggle: (c, on) => on ? this.classes.add(c) : this.classes.delete(c) }; }
-  get textContent() { return this.own + this.children.map((c) => c.textContent ?? c).join(""); }
-  set textContent(value) { this.own = String(value); this.children = []; }
-  setAttribute(key, value) { this.attributes[key] = String(value); }
-  addEventListener(event, act) { this.on[event] = act; }
-  replaceChildren(...parts) { this.own = ""; this.children = parts; }
-  append(...parts) { this.children.push(...parts); }
-}
-globalThis.document = {
-  documentElement: {}, getElementById: (id) => ids[id] ??= new Element("#" + id),
-  createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name),
-  addEventListener: (_, act) => { keys.push(act); },
-};
-Object.defineProperty(globalThis, "navigator", { value: { language: LANGUAGE } });
-globalThis.fetch = async (path, settings) => {
-  calls.push([path, settings.method ?? "GET", settings.body ?? null]);
-  const [ok, value] = ANSWERS[Math.min(calls.length, ANSWERS.length) - 1];
-  return { ok, json: async () => value };
-};
-"""
-AFTER = """
-(async () => {
-  const wait = () => new Promise((done) => setImmediate(done));
-  const shots = [];
-  const look = () => shots.push(Object.fromEntries(Object.entries(ids).map(([id, e]) =>
-    [id, e.textContent])));
-  await wait(); look();
-  for (const key of KEYS_PRESSED) {
-    keys[0]({ key }); await wait(); look();
-  }
-  const svg = ids.curve.children.map((e) => [e.name, e.attributes]);
-  console.log(JSON.stringify({ calls, shots, svg, lang: document.documentElement.lang,
-    chosen: ids.choices.children.map((b) => [...b.classes]),
-    shortcuts: ids.choices.children.map((b) => b.attributes["aria-keyshortcuts"]) }));
-})();
-"""
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+api.expect.set_options(timeout=60_000)
+CHROMIUM = shutil.which("chromium")
+TRUTH = {row["text"]: row["truth"] for row in sentences(200)}
+Opener = Callable[..., Any]
+
+if CHROMIUM is None:
+    pytest.skip("chromium is not installed (apt-get install chromium)", allow_module_level=True)
 
 
-def press(keys: str, answers: list[tuple[bool, Any]], language: str = "en-GB") -> dict[str, Any]:
-    """What the page asked and showed after it was opened and these keys were pressed."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    script = re.findall(r"<script>(.*?)</script>", PAGE.read_text("utf-8"), re.DOTALL)[0]
-    browser = BROWSER.replace("LANGUAGE", json.dumps(language), 1)
-    after = AFTER.replace("KEYS_PRESSED", json.dumps(list(keys)))
-    source = f"const ANSWERS = {json.dumps(answers)};{browser}{script}{after}"
-    done = subprocess.run([node, "-"], input=source, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with api.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
-def state(**changes: Any) -> dict[str, Any]:
-    example = {"id": "f00", "text": "<img src=x onerror=alert(1)>", "place": "a.csv, line 2",
-               "cut": False, "check": True,
-               "guess": {"label": "spam", "confidence": 0.875, "by": "model"}}  # fmt: skip
-    points = [{"labels": n, "accuracy": 0.5 + n / 100, "low": 0.4, "high": 0.9, "examples": 9}
-              for n in (10, 20)]  # fmt: skip
-    return {"labels": ["ham", "spam"], "counts": {"ham": 3, "spam": 4}, "others": 0, "done": 7,
-            "skipped": 1, "total": 90, "can_undo": True, "curve": points, "example": example,
-            **changes}  # fmt: skip
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Opener]:
+    """Opens the page over a project; at the end nothing was complained of or asked elsewhere."""
+    servers: list[Server] = []
+    complaints: list[str] = []
+
+    def open_page(project: Project, *, fails: tuple[str, ...] = (), **context: Any) -> Any:
+        server = Server(Desk(project, refit=4))
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        servers.append(server)
+        page = browser.new_context(**{"locale": "en-GB", **context}).new_page()
+
+        def complain(text: str) -> None:
+            if not any(part in text for part in fails):
+                complaints.append(text)
+
+        page.on("console", lambda m: complain(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: complain(str(e)))
+        page.on("request", lambda r: r.url.startswith((server.url, "data:")) or complain(r.url))
+        page.goto(server.url)
+        shows(page, "#choices", "1")
+        return page
+
+    yield open_page
+    for context in browser.contexts:
+        context.close()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+        server.desk.project.store.close()
+    assert not complaints
 
 
-def test_keys_ask_and_the_page_shows() -> None:
-    found = press("2usx9", [(True, state())])
-    assert found["calls"] == [
-        ["api/state", "GET", None],
-        ["api/label", "POST", '{"id":"f00","label":"spam"}'],
-        ["api/undo", "POST", "{}"],
-        ["api/skip", "POST", '{"id":"f00"}'],
-    ], "x and 9 are no labels here"
-    shown = found["shots"][-1]
-    assert shown["text"] == "<img src=x onerror=alert(1)>"
-    assert shown["progress"] == "7 labelled, 1 skipped, of 90"
-    assert "the model: spam, 87.5 %" in shown["about"] and "a.csv, line 2" in shown["about"]
-    assert shown["choices"] == "1ham32spam4" and found["chosen"] == [[], ["guess"]]
-    assert found["shortcuts"] == ["1", "2"] and found["lang"] == "en"
-    assert "70.0 % (40.0 % to 90.0 %) on 9 texts" in shown["curve-text"]
-    (line,) = [a["points"] for name, a in found["svg"] if name == "polyline"]
-    assert len(line.split()) == 2
-    assert not {name for name, _ in found["svg"]} - {
-        "line",
-        "text",
-        "polygon",
-        "polyline",
-        "circle",
-    }
+def shows(page: Any, place: str, text: str) -> None:
+    """Wait until a part of the page holds a text."""
+    api.expect(page.locator(place)).to_contain_text(text)
 
 
-def test_chinese() -> None:
-    found = press("", [(True, state())], "zh-CN")
-    shown = found["shots"][-1]
-    assert found["lang"] == "zh-CN" and shown["progress"] == "已标注 7，跳过 1，共 90"
-    assert "模型猜测：spam" in shown["about"] and shown["language"] == "English"
+def press(page: Any, key: str, progress: str) -> None:
+    """Press a key and wait until the page says that it is done."""
+    page.keyboard.press(key)
+    shows(page, "#progress", progress)
 
 
-def test_the_end_and_a_refusal() -> None:
-    end = state(example=None, curve=[])
-    found = press("1", [(True, state()), (False, {"error": "no room"})])
-    assert found["shots"][-1]["problem"] == "no room"
-    assert found["shots"][-1]["text"].startswith("<img"), "what was shown stays"
-    found = press("1s", [(True, end)])
-    assert len(found["calls"]) == 1 and found["shots"][-1]["text"].startswith("Every text")
+def test_a_session_by_the_keyboard(project: Maker, open_page: Opener) -> None:
+    made = project()
+    page = open_page(made)
+    assert page.inner_text("#progress") == "0 labelled, 0 skipped, of 200"
+    assert page.locator("#curve *").count() == 0 and "no guess yet" in page.inner_text("#about")
+    keys = {"money": "1", "sport": "2"}
+    for done in range(1, 41):
+        press(page, keys[TRUTH[page.inner_text("#text")]], f"{done} labelled, 0 skipped, of 200")
+    assert "the model: " in page.inner_text("#about") and page.locator("button.guess").count() == 1
+    assert "texts it has not learned from" in page.inner_text("#curve-text")
+    assert len(page.get_attribute("#curve polyline", "points").split()) > 1
+    text = page.inner_text("#text")
+    press(page, "s", "40 labelled, 1 skipped")
+    assert page.inner_text("#text") != text
+    press(page, "u", "40 labelled, 0 skipped")
+    assert page.inner_text("#text") == text
+    page.keyboard.press("9")  # no label
+    page.keyboard.press("Control+1")  # the browser's own
+    page.click("#skip")
+    shows(page, "#progress", "40 labelled, 1 skipped")
+    page.locator("#choices button").last.click()
+    shows(page, "#progress", "41 labelled, 1 skipped")
+    assert len(Store(made.store.path).said) == 41, "every label is on the disk"
+
+
+def test_a_text_is_text(tmp_path: Path, open_page: Opener) -> None:
+    texts = ["<img src=x onerror=alert(1)>", "</blockquote><script>alert(1)</script>", "a", "b"]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    labels = ["<b>x</b>", "y"]
+    made = Project(read_texts(path, "text", None), Store(tmp_path / "labels.jsonl", labels))
+    page = open_page(made)
+    shown = []
+    for done in range(1, len(texts) + 1):
+        shown.append(page.inner_text("#text"))
+        assert page.locator("#text *").count() == page.locator("img").count() == 0
+        assert "<b>x</b>" in page.locator("#choices").inner_text()
+        press(page, "1", f"{done} labelled")
+    assert sorted(shown) == sorted(texts)
+    shows(page, "#text", "Every text is labelled. Thank you.")
+    assert page.locator("#choices button:enabled").count() == 0
+
+
+def test_chinese_and_back(project: Maker, open_page: Opener) -> None:
+    page = open_page(project(), locale="zh-CN")
+    assert page.inner_text("#progress") == "已标注 0，跳过 0，共 200"
+    assert page.get_attribute("html", "lang") == "zh-CN"
+    page.click("#language")
+    assert page.inner_text("#progress").startswith("0 labelled")
+
+
+def test_a_refusal_and_a_lost_program_are_told(project: Maker, open_page: Opener) -> None:
+    page = open_page(project(), fails=("409", "ERR_FAILED"))
+    text = page.inner_text("#text")
+    page.evaluate("state.example.id = 'nothing'")
+    page.keyboard.press("1")
+    api.expect(page.locator("#problem")).not_to_be_empty()
+    assert page.inner_text("#text") == text, "what was shown stays"
+    page.route("**/api/*", lambda route: route.abort())
+    page.keyboard.press("1")
+    shows(page, "#problem", "Is it still running?")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(project: Maker, open_page: Opener, scheme: str, tmp_path: Path) -> None:
+    page = open_page(project(), viewport={"width": 360, "height": 640}, color_scheme=scheme)
+    press(page, "1", "1 labelled")
+    wide, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= inner
+    color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = sum(map(int, color[4:-1].split(","))) > 3 * 128
+    assert light == (scheme == "light")
+    page.screenshot(path=str(tmp_path / f"{scheme}.png"), full_page=True)
