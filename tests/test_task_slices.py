@@ -42,7 +42,7 @@ def slices(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(chosen: Recipe, *, tuned: bool = False) -> Recipe:
     """A recipe that is done in seconds, and otherwise as it was."""
-    if chosen.model.family in FITTED or chosen.task.name == "extractive_summarization":
+    if chosen.model.family in FITTED:
         return chosen
     values: dict[str, Any] = {"training": {"max_steps": 3, "micro_batch_size": 4}}
     if not tuned:

@@ -144,7 +144,7 @@ def test_a_refusal_and_a_lost_program_are_told(project: Maker, open_page: Opener
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(project: Maker, open_page: Opener, scheme: str, tmp_path: Path) -> None:
+def test_it_fits_a_phone(project: Maker, open_page: Opener, scheme: str) -> None:
     page = open_page(project(), viewport={"width": 360, "height": 640}, color_scheme=scheme)
     press(page, "1", "1 labelled")
     wide, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
@@ -152,4 +152,3 @@ def test_it_fits_a_phone(project: Maker, open_page: Opener, scheme: str, tmp_pat
     color = page.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, color[4:-1].split(","))) > 3 * 128
     assert light == (scheme == "light")
-    page.screenshot(path=str(tmp_path / f"{scheme}.png"), full_page=True)
