@@ -21,11 +21,12 @@ from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.embed import BATCH_SIZE, Embedder, Pooling, embed
-from inkstone.inference.generate import Generation, Generator
+from inkstone.inference.generate import Generator
 from inkstone.inference.grounding import Library
 from inkstone.inference.index import By, Index, Passage
 from inkstone.inference.predict import Predictor, connect, is_on_examples, open_predictor
 from inkstone.inference.respond import Respondent
+from inkstone.inference.stream import Generation
 from inkstone.nn import lora
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.score_methods import ScoreMethods

@@ -5,7 +5,8 @@
 
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.generate import Chunk, Generation, Generator
+from inkstone.inference.generate import Generator
 from inkstone.inference.sampling import TokenScore
+from inkstone.inference.stream import Chunk, Generation
 
 __all__ = ["Chunk", "Conversation", "Generation", "Generator", "SamplingConfig", "TokenScore"]

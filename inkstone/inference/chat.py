@@ -8,7 +8,8 @@ from typing import Any
 
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.generate import Chunk, Generation, Generator
+from inkstone.inference.generate import Generator
+from inkstone.inference.stream import Chunk, Generation
 from inkstone.tokenizers.chat import check_messages
 
 Message = dict[str, str]

@@ -8,9 +8,8 @@ Shapes: B rows, T columns of the longest prompt, V vocab.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,45 +17,13 @@ from torch import Tensor
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.sampling import Sampler, TokenScore
-from inkstone.inference.stop import StopMatcher
+from inkstone.inference.stream import Answer, Chunk, Generation, new_answer
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length"]
 Prompt = str | Sequence[int]
 BATCH_SIZE = 32  # rows that `generate` decodes at a time
-CARRIED = 4  # tokens of the prompt that the decoder is given first: a character has 4 bytes
-
-
-@dataclass(slots=True)
-class Chunk:
-    """A piece of one answer.
-
-    Attributes:
-        index: Which prompt it belongs to.
-        text: New text; whole characters, and nothing that might still become a stop text.
-        ids: Tokens since the last chunk, an end-of-text token included.
-        finish_reason: None while the answer goes on; "stop" (end-of-text or a stop text) or
-            "length" (max_tokens or the end of the context) in its last chunk.
-        logprobs: Of these tokens, where asked for.
-    """
-
-    index: int
-    text: str
-    ids: list[int]
-    finish_reason: FinishReason | None = None
-    logprobs: list[TokenScore] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Generation:
-    """A whole answer; the attributes are those of `Chunk`."""
-
-    text: str
-    ids: list[int]
-    finish_reason: FinishReason
-    logprobs: list[TokenScore] = field(default_factory=list)
 
 
 class Generator:
@@ -155,7 +122,7 @@ class Generator:
         self,
         prompts: Sequence[Prompt],
         config: SamplingConfig | Sequence[SamplingConfig] | None,
-    ) -> list[_Row]:
+    ) -> list[Answer]:
         if isinstance(config, SamplingConfig) or config is None:
             shared = config or SamplingConfig()
             seeds = [None if shared.seed is None else (shared.seed + i) % (1 << 63)
@@ -170,27 +137,14 @@ class Generator:
             for i, (prompt, own) in enumerate(zip(prompts, configs, strict=True))
         ]
 
-    def _row(self, index: int, prompt: Prompt, config: SamplingConfig) -> _Row:
-        ids = self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        if not ids:
-            raise UsageError(f"prompt {index} has no tokens", fix="give an empty text instead")
-        if min(ids) < 0 or max(ids) >= self.model.config.vocab_size:
-            raise UsageError(
-                f"prompt {index} holds the id {min(ids) if min(ids) < 0 else max(ids)}, but the "
-                f"model's vocabulary is 0 to {self.model.config.vocab_size - 1}"
-            )
-        room = self.max_seq_len - len(ids)
-        if room < 1:
-            raise UsageError(
-                f"prompt {index} has {len(ids):,} tokens, but the model's context holds "
-                f"{self.max_seq_len:,}, the answer included",
-                fix="shorten the prompt, or train a model with a larger max_seq_len",
-            )
-        if config.stop and self.tokenizer is None:
-            raise UsageError("stop texts need a tokenizer", fix="give end_ids instead")
-        return _Row(index, ids, config, min(room, config.max_tokens), self.tokenizer)
+    def _row(self, index: int, prompt: Prompt, config: SamplingConfig) -> Answer:
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        device = self.model.head_weight.device
+        return new_answer(
+            index, ids, config, self.tokenizer, self.vocab_size, self.model.config, device
+        )
 
-    def _decode(self, rows: list[_Row], end_ids: frozenset[int]) -> Iterator[Chunk]:
+    def _decode(self, rows: list[Answer], end_ids: frozenset[int]) -> Iterator[Chunk]:
         if not rows:
             return
         was_training = self.model.training
@@ -212,58 +166,11 @@ class Generator:
             self.model.train(was_training)
 
 
-class _Row:
-    """One prompt and its answer so far."""
-
-    def __init__(
-        self,
-        index: int,
-        prompt: list[int],
-        config: SamplingConfig,
-        room: int,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self.index, self.prompt, self.config, self.room = index, prompt, config, room
-        self.done = False
-        self._count = 0
-        self._decoder = None if tokenizer is None else tokenizer.stream()
-        for token in prompt[-CARRIED:]:  # the answer goes on in the middle of a text
-            self._push(token)
-        self._matcher = StopMatcher(config.stop)
-        self._ids: list[int] = []
-        self._scores: list[TokenScore] = []
-
-    def take(self, token: int, score: TokenScore | None, end_ids: frozenset[int]) -> Chunk | None:
-        """Add a token; a chunk where there is text to show or the answer ends."""
-        self._ids.append(token)
-        self._count += 1
-        if score is not None:
-            self._scores.append(score)
-        ended = token in end_ids
-        text = "" if ended else self._matcher.push(self._push(token))
-        reason: FinishReason | None = "stop" if ended or self._matcher.stopped else None
-        if reason is None and self._count >= self.room:
-            reason = "length"
-        if reason is not None and not self._matcher.stopped:
-            text += self._matcher.push("" if self._decoder is None else self._decoder.flush())
-            text += self._matcher.flush()
-            reason = "stop" if self._matcher.stopped else reason
-        self.done = reason is not None
-        if not text and not self.done:
-            return None
-        chunk = Chunk(self.index, text, self._ids, reason, self._scores)
-        self._ids, self._scores = [], []
-        return chunk
-
-    def _push(self, token: int) -> str:
-        return "" if self._decoder is None else self._decoder.push(token)
-
-
 class _Batch:
     """The tensors of the rows that are still going."""
 
     @torch.inference_mode()
-    def __init__(self, model: Any, rows: list[_Row], vocab_size: int) -> None:
+    def __init__(self, model: Any, rows: list[Answer], vocab_size: int) -> None:
         self.model, self.rows, self.vocab_size = model, rows, vocab_size
         self.device = model.head_weight.device
         width = max(len(row.prompt) for row in rows)
@@ -276,7 +183,7 @@ class _Batch:
         if any(len(ids) < width for ids in prompts):
             real = [[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts]
             self._mask = torch.tensor(real, device=self.device)
-        self.sampler = Sampler([row.config for row in rows], vocab_size, self.device, prompts)
+        self.sampler = Sampler([row.draws for row in rows], vocab_size, self.device)
 
     @torch.inference_mode()
     def step(self) -> tuple[list[int], list[TokenScore | None]]:
@@ -296,5 +203,5 @@ class _Batch:
         index = torch.tensor(places, device=self.device)
         self.cache.reorder(index)
         self.cache.drop_padding()
-        self.sampler.keep_rows(index)
+        self.sampler = Sampler([row.draws for row in self.rows], self.vocab_size, self.device)
         self._new = self._new[index]

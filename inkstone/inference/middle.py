@@ -9,7 +9,8 @@ from typing import Any
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.fill import Filled
-from inkstone.inference.generate import FinishReason, Generator
+from inkstone.inference.generate import Generator
+from inkstone.inference.stream import FinishReason
 from inkstone.tasks.fill_in_the_middle import MIDDLE, Marks
 from inkstone.tokenizers.tokenizer import Tokenizer
 

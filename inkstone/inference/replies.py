@@ -8,8 +8,8 @@ from typing import Any
 
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.generate import FinishReason
 from inkstone.inference.predict import Predictor
+from inkstone.inference.stream import FinishReason
 from inkstone.tasks.instructions import Example
 
 GREEDY = SamplingConfig(temperature=0.0)  # the same file gives the same answers

@@ -16,10 +16,11 @@ from typing import Any
 from inkstone.errors import UsageError
 from inkstone.inference.chat import Conversation, Message
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.generate import Chunk, FinishReason, Generation, Generator
+from inkstone.inference.generate import Generator
 from inkstone.inference.grounding import CITED, Found, Library
 from inkstone.inference.predict import evaluating
 from inkstone.inference.scoring import states
+from inkstone.inference.stream import Chunk, FinishReason, Generation
 from inkstone.tasks._turns import SOURCE, Frame
 
 CANDIDATES = 16  # as many as in the paper

@@ -106,72 +106,92 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(mass, wanted, right=True)[:, 0]
 
 
-class Sampler:
-    """Chooses the next token of every row of a batch.
+class Draws:
+    """What is one answer's own: its settings, its random numbers, and the tokens it has seen.
 
     Args:
-        configs: One a row.
+        config: Its settings.
         vocab_size: V.
         device: Where the logits are.
-        prompts: The prompts' ids, a row each; needed where repetition is penalized.
+        prompt: Its prompt's ids; needed where repetition is penalized.
     """
 
     def __init__(
         self,
-        configs: Sequence[SamplingConfig],
+        config: SamplingConfig,
         vocab_size: int,
         device: torch.device,
-        prompts: Sequence[Sequence[int]],
+        prompt: Sequence[int] = (),
+    ) -> None:
+        self.config = config
+        self._source = torch.Generator()
+        self._source.manual_seed(secrets.randbits(63) if config.seed is None else config.seed)
+        self._drawn: list[float] = []
+        self._taken = 0
+        self.seen: Tensor | None = None
+        if config.repetition_penalty != 1.0:
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            inside = [token for token in prompt if token < vocab_size]
+            self.seen[torch.tensor(inside, dtype=torch.long, device=device)] = True
+
+    def uniform(self, ahead: int = 0) -> float:
+        """The random number for the next token, or for one that comes `ahead` tokens later."""
+        while len(self._drawn) <= self._taken + ahead:
+            # on the CPU: the same numbers on every device
+            self._drawn = self._drawn[self._taken :]
+            self._taken = 0
+            self._drawn += torch.rand(DRAWN_AHEAD, generator=self._source).tolist()
+        return self._drawn[self._taken + ahead]
+
+    def take(self, token: int) -> None:
+        """This token was chosen."""
+        if not self.config.greedy:
+            self._taken += 1
+        if self.seen is not None:
+            self.seen[token] = True
+
+
+class Sampler:
+    """Chooses the next token of every row of a batch.
+
+    Args:
+        rows: What is each row's own; an answer may have several rows, for tokens that come later.
+        vocab_size: V.
+        device: Where the logits are.
+        ahead: How many tokens after the next one a row's is; None: none.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Draws],
+        vocab_size: int,
+        device: torch.device,
+        ahead: Sequence[int] | None = None,
     ) -> None:
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-        self.vocab_size = vocab_size
+        self.rows, self.vocab_size = list(rows), vocab_size
+        self.ahead = [0] * len(self.rows) if ahead is None else list(ahead)
+        configs = [row.config for row in rows]
         self.n_logprobs = [c.top_logprobs if c.logprobs or c.top_logprobs else -1 for c in configs]
-        self._step = 0
-        self._uniforms = torch.empty(0)
         self._greedy = torch.tensor([c.greedy for c in configs], device=device)
         self._temperature = column([c.temperature or 1.0 for c in configs])
         self._top_k = column([float(min(c.top_k or vocab_size, vocab_size)) for c in configs])
         self._top_p = column([c.top_p for c in configs])
         self._min_p = column([c.min_p for c in configs])
         self._penalty = column([c.repetition_penalty for c in configs])
-        self._sources = [_random_source(c.seed) for c in configs]
-        self._seen: Tensor | None = None
-        if any(c.repetition_penalty != 1.0 for c in configs):
-            self._seen = torch.zeros(len(configs), vocab_size, dtype=torch.bool, device=device)
-            for row, prompt in zip(self._seen, prompts, strict=True):
-                inside = [token for token in prompt if token < vocab_size]
-                row[torch.tensor(inside, dtype=torch.long, device=device)] = True
-        self._decide_work()
-
-    def _decide_work(self) -> None:
-        """What this batch asks for, looked up once and not at every token."""
-        self._any_greedy = bool(self._greedy.any())
-        self._all_greedy = bool(self._greedy.all())
-        self._any_min_p = bool((self._min_p > 0).any())
-        self._any_top_p = bool((self._top_p < 1).any())
+        self._any_greedy = any(c.greedy for c in configs)
+        self._all_greedy = all(c.greedy for c in configs)
+        self._any_min_p = any(c.min_p > 0 for c in configs)
+        self._any_top_p = any(c.top_p < 1 for c in configs)
         # a greedy row needs no candidates
-        widths = torch.where(self._greedy, 1, self._top_k[:, 0].long())
-        self._widest = int(widths.max()) if len(widths) else 0
-        self._equal_k = bool((widths == self._widest).all())
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        self._greedy = self._greedy[rows]
-        for name in ("_temperature", "_top_k", "_top_p", "_min_p", "_penalty"):
-            setattr(self, name, getattr(self, name)[rows])
-        kept = rows.tolist()
-        self._sources = [self._sources[i] for i in kept]
-        self.n_logprobs = [self.n_logprobs[i] for i in kept]
-        if not self._all_greedy and self._step % DRAWN_AHEAD:
-            self._uniforms = self._uniforms[rows]
-        if self._seen is not None:
-            self._seen = self._seen[rows]
-        self._decide_work()
+        widths = [1 if c.greedy else min(c.top_k or vocab_size, vocab_size) for c in configs]
+        self._widest = max(widths, default=0)
+        self._equal_k = all(width == self._widest for width in widths)
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, list[TokenScore | None]]:
-        """Choose one token a row.
+        """Choose one token a row; the rows are told by `Draws.take` which ones count.
 
         Args:
             logits: [B, V] of the model; not changed.
@@ -184,18 +204,19 @@ class Sampler:
         """
         logits = logits.float()
         adjusted = logits
-        if self._seen is not None:
-            adjusted = penalize_repetition(logits, self._seen, self._penalty)
+        if any(row.seen is not None for row in self.rows):
+            none = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device)
+            seen = torch.stack([none if row.seen is None else row.seen for row in self.rows])
+            adjusted = penalize_repetition(logits, seen, self._penalty)
         best, likeliest = adjusted.max(-1)
         ids = likeliest
         if not self._all_greedy:
             scores, tokens = self.candidates(adjusted)
-            choice = draw(scores, self._next_uniforms())
+            pairs = zip(self.rows, self.ahead, strict=True)
+            uniforms = [0.0 if row.config.greedy else row.uniform(n) for row, n in pairs]
+            choice = draw(scores, torch.tensor(uniforms, device=logits.device))
             drawn = choice if tokens is None else tokens.gather(-1, choice[:, None])[:, 0]
             ids = torch.where(self._greedy, likeliest, drawn) if self._any_greedy else drawn
-        if self._seen is not None:
-            self._seen.scatter_(1, ids[:, None], True)
-        self._step += 1
         if not bool(best.isfinite().all()):
             raise ModelError(
                 "the model's scores are not finite numbers",
@@ -233,15 +254,6 @@ class Sampler:
         tokens, order = tokens.sort(dim=-1)
         return scores.gather(-1, order), tokens
 
-    def _next_uniforms(self) -> Tensor:
-        """[B] random numbers, each from its row's own source."""
-        place = self._step % DRAWN_AHEAD
-        if place == 0:
-            # drawn on the CPU: the same numbers on every device
-            rows = [torch.rand(DRAWN_AHEAD, generator=source) for source in self._sources]
-            self._uniforms = torch.stack(rows).to(self._temperature.device)
-        return self._uniforms[:, place]
-
     def _scores(self, logits: Tensor, ids: Tensor) -> list[TokenScore | None]:
         if max(self.n_logprobs, default=-1) < 0:
             return [None] * len(ids)
@@ -255,9 +267,3 @@ class Sampler:
             else None
             for r, (i, n) in enumerate(zip(ids.tolist(), self.n_logprobs, strict=True))
         ]
-
-
-def _random_source(seed: int | None) -> torch.Generator:
-    source = torch.Generator()
-    source.manual_seed(secrets.randbits(63) if seed is None else seed)
-    return source

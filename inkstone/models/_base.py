@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from inkstone.nn import packed
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.paged import PAGE_SIZE, LaidOut, PagedCache
 
 TABLES = ("embed.weight", "head.weight", "token_type.weight")  # a row for every word or type
 OUTPUTS = ("head.", "classifier.", "span.", "next_sentence.")  # names of maps onto words or labels
@@ -84,7 +85,7 @@ class Decoder(Network):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """States after the final norm: [B, T] → [B, T, D]. Arguments as in `View.of`."""
@@ -103,6 +104,23 @@ class Decoder(Network):
         c = self.config
         shape = (c.n_layers, batch, c.n_kv_heads, c.head_dim, capacity)
         return KVCache(*shape, self.compute_dtype, self.device)
+
+    def new_pages(self, n_texts: int, n_tokens: int) -> tuple[LaidOut, int]:
+        """An empty cache for many texts, and how many pages it has.
+
+        Args:
+            n_texts: Texts at once.
+            n_tokens: Tokens of all together, at least.
+        """
+        c, n_pages = self.config, -(-n_tokens // PAGE_SIZE)
+        shape = (c.n_layers, n_pages, c.n_kv_heads, c.head_dim)
+        return PagedCache(*shape, self.compute_dtype, self.device), n_pages
+
+    @property
+    def token_bytes(self) -> int:
+        """What a cache takes for a token."""
+        c = self.config
+        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * self.compute_dtype.itemsize
 
     @property
     def head_weight(self) -> Tensor:

@@ -19,8 +19,9 @@ from inkstone.errors import ModelError
 from inkstone.models._base import Decoder, Network, count
 from inkstone.models._encoder import CLASSES, Encoder, hf_head, hf_labels
 from inkstone.models._weights import Weight
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.paged import LaidOut
 from inkstone.nn.positions import check_length
 from inkstone.nn.recurrent import (
     Cell,
@@ -112,6 +113,35 @@ class StateCache(KVCache):
         super().truncate(length)
 
 
+class StatePages(LaidOut):
+    """The states of many texts, each in a page that has room for the longest."""
+
+    rewinds = False
+
+    def __init__(self, n_pages: int, page_size: int) -> None:
+        self.n_pages, self.page_size = n_pages, page_size
+        self._states: list[State] | None = None
+
+    def states(self) -> list[State] | None:
+        """Of the texts that are being read, each part [R, H]; None where all begin."""
+        if self._states is None or not any(self.layout.starts):
+            return None
+        pages, starts = self.layout.tables[:, 0], self.layout.starts
+        going = torch.tensor(starts, device=pages.device)[:, None] > 0
+        return [tuple(part[pages] * going for part in state) for state in self._states]
+
+    def keep(self, states: list[State]) -> None:
+        """What they are now."""
+        if self._states is None:
+            self._states = [
+                tuple(part.new_zeros(self.n_pages, part.shape[1]) for part in state)
+                for state in states
+            ]
+        for old, new in zip(self._states, states, strict=True):
+            for kept, part in zip(old, new, strict=True):
+                kept[self.layout.tables[:, 0]] = part
+
+
 class LanguageModel(Decoder):
     """Embedding, layers, head. Parameters are fp32; activations run in `compute_dtype`."""
 
@@ -142,7 +172,7 @@ class LanguageModel(Decoder):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Outputs of the last layer: [B, T] → [B, T, D or H], zero at padding.
@@ -157,6 +187,13 @@ class LanguageModel(Decoder):
         Raises:
             ModelError: Too long, or the arguments do not fit together.
         """
+        if isinstance(cache, StatePages):
+            check_length(max(cache.layout.lengths), self.config.max_seq_len)
+            steps = Steps.of(input_ids, segment_ids=cache.layout.rows[None])
+            x, ends = self.read(input_ids, steps, cache.states())
+            cache.keep(ends)
+            return steps.unpack(x)
+        assert cache is None or isinstance(cache, StateCache)
         past = 0 if cache is None else cache.length
         total = past + input_ids.shape[1]
         check_length(total, self.config.max_seq_len)
@@ -166,7 +203,6 @@ class LanguageModel(Decoder):
             return steps.unpack(x).contiguous()
         if segment_ids is not None:
             raise ModelError("segment_ids and a cache cannot be used together")
-        assert isinstance(cache, StateCache)
         if attention_mask is not None and attention_mask.shape != (len(input_ids), total):
             raise ModelError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but the batch is "
@@ -203,6 +239,15 @@ class LanguageModel(Decoder):
     def new_cache(self, batch: int, capacity: int) -> StateCache:
         """Empty states for `batch` rows of up to `capacity` tokens."""
         return StateCache(batch, capacity, self.device)
+
+    def new_pages(self, n_texts: int, n_tokens: int) -> tuple[StatePages, int]:
+        """A page for each text, however long."""
+        return StatePages(n_texts, self.config.max_seq_len + 1), n_texts
+
+    @property
+    def token_bytes(self) -> int:
+        """States do not grow."""
+        return 0
 
 
 class EncoderConfig(Section):

@@ -19,7 +19,7 @@ from inkstone.errors import ModelError
 from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.pointwise import dropout, gelu
@@ -90,12 +90,12 @@ class Block(nn.Module):
         self.up = Linear(d_model, config.d_ff, bias=True)
         self.down = Linear(config.d_ff, d_model, bias=True)
 
-    def forward(self, x: Tensor, view: View, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, view: View, cache: Cache | None, layer: int) -> Tensor:
         """[B, T, D] → [B, T, D]."""
         x = x + self._drop(self.attention(self.attention_norm(x), view, cache, layer))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
-    def attention(self, x: Tensor, view: View, cache: KVCache | None, layer: int) -> Tensor:
+    def attention(self, x: Tensor, view: View, cache: Cache | None, layer: int) -> Tensor:
         """Multi-head causal self-attention: [B, T, D] → [B, T, D]."""
         qkv = stacked(x, (self.q, self.k, self.v)).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, T, E]
@@ -149,7 +149,7 @@ class Model(Decoder):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         view = View.of(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inkstone.models import llama
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Embedding
 
 KIND = "causal"
@@ -70,7 +70,7 @@ class Model(llama.Model):
         if not self.ngrams.weight.is_meta:
             nn.init.zeros_(self.ngrams.weight)
 
-    def embed_tokens(self, input_ids: Tensor, view: View, cache: KVCache | None) -> Tensor:
+    def embed_tokens(self, input_ids: Tensor, view: View, cache: Cache | None) -> Tensor:
         """Token embedding plus one hashed vector an order: [B, T] → [B, T, D].
 
         Position p has p tokens before it, whatever its column; further back lies empty space.
@@ -78,14 +78,16 @@ class Model(llama.Model):
         length, buckets = input_ids.shape[1], self.config.ngram_buckets
         x = super().embed_tokens(input_ids, view, cache)
         ids = input_ids
-        if cache is not None:
-            assert isinstance(cache, RememberingCache)
+        if isinstance(cache, RememberingCache):
             ids = cache.remember(ids)
         ids = F.pad(ids + 1, (self.config.ngram_order - 1, 0))  # 0 is the empty space
         total = ids.shape[1]
         key, rows = ids[:, -length:], []
         for order in range(self.config.ngram_order - 1):
-            earlier = ids[:, total - length - order - 1 : total - order - 1]
+            if view.layout is not None:
+                earlier = view.layout.earlier(input_ids[0], order + 1)[None] + 1
+            else:
+                earlier = ids[:, total - length - order - 1 : total - order - 1]
             earlier = earlier.masked_fill(view.positions <= order, 0)
             key = (key * 31337 + earlier * (7919 + 2 * order)) % PRIME
             rows.append(key % buckets + order * buckets)

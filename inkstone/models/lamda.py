@@ -18,7 +18,7 @@ from inkstone.models import _base, t5
 from inkstone.models._base import Decoder
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache
 from inkstone.nn.linear import Embedding, stacked
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.pointwise import dropout
@@ -85,9 +85,9 @@ class Block(t5.Layer):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def forward(
-        self, x: Tensor, view: View, bias: Tensor, cache: KVCache | None, layer: int
+        self, x: Tensor, view: View, bias: Tensor | list[Tensor], cache: Cache | None, layer: int
     ) -> Tensor:
-        """[B, T, D] → [B, T, D]; `bias` [1, H, T, S] is the distances'."""
+        """[B, T, D] → [B, T, D]; `bias` is the distances', [1, H, T, S] or of each text."""
         a = self.attention
         qkv = stacked(self.attention_norm(x), (a.q, a.k, a.v))
         q, k, v = (a.heads(part) for part in qkv.chunk(3, -1))
@@ -129,7 +129,7 @@ class Model(Decoder):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         c = self.config
@@ -141,16 +141,26 @@ class Model(Decoder):
             cache=cache,
             positions=positions,
         )
-        buckets = distance_buckets(
-            input_ids.shape[1], view.n_columns, both_ways=False, n_buckets=c.n_buckets,
-            max_distance=c.max_distance, device=input_ids.device,
-        )  # fmt: skip
-        bias = self.distance(buckets, self.compute_dtype).permute(2, 0, 1)[None]
+        if view.layout is None:
+            bias: Tensor | list[Tensor] = self.bias(input_ids.shape[1], view.n_columns)
+        else:
+            bias = [
+                self.bias(new, total)
+                for new, total in zip(view.layout.counts, view.layout.lengths, strict=True)
+            ]
         x = self.embed(input_ids, self.compute_dtype)
         x = dropout(x, c.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             x = self.run(block, x, view, bias, cache, layer)
         return self.norm(x)
+
+    def bias(self, n_queries: int, n_keys: int) -> Tensor:
+        """What the distances add to the scores of the last `n_queries` columns: [1, H, T, S]."""
+        buckets = distance_buckets(
+            n_queries, n_keys, both_ways=False, n_buckets=self.config.n_buckets,
+            max_distance=self.config.max_distance, device=self.device,
+        )  # fmt: skip
+        return self.distance(buckets, self.compute_dtype).permute(2, 0, 1)[None]
 
 
 def count_parameters(config: Config) -> int:

@@ -21,7 +21,7 @@ from inkstone.errors import ModelError
 from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
-from inkstone.nn.cache import KVCache
+from inkstone.nn.cache import Cache
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.rope import Rope, Stretch, rotate
@@ -181,7 +181,7 @@ class Block(nn.Module):
         x: Tensor,
         view: View,
         angles: tuple[Tensor, Tensor],
-        cache: KVCache | None,
+        cache: Cache | None,
         layer: int,
     ) -> Tensor:
         """[B, T, D] → [B, T, D]; `angles` are the cosines and sines of the positions."""
@@ -193,7 +193,7 @@ class Block(nn.Module):
         x: Tensor,
         view: View,
         angles: tuple[Tensor, Tensor],
-        cache: KVCache | None,
+        cache: Cache | None,
         layer: int,
     ) -> Tensor:
         """Grouped-query causal self-attention: [B, T, D] → [B, T, D]."""
@@ -247,7 +247,7 @@ class Model(Decoder):
             if name.endswith((".o", ".down")):
                 scale_down(linear, math.sqrt(2 * self.config.n_layers))
 
-    def embed_tokens(self, input_ids: Tensor, view: View, cache: KVCache | None) -> Tensor:
+    def embed_tokens(self, input_ids: Tensor, view: View, cache: Cache | None) -> Tensor:
         """[B, T] → [B, T, D]; a family with richer inputs (`hashgram`) adds to it."""
         return self.embed(input_ids, self.compute_dtype)
 
@@ -257,7 +257,7 @@ class Model(Decoder):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         view = View.of(

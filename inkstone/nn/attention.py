@@ -6,6 +6,7 @@ only where one is needed; plain causal text takes the kernel's own fast path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkstone.errors import ModelError
-from inkstone.nn import blockwise, compiled_attention
-from inkstone.nn.cache import KVCache
+from inkstone.nn import blockwise, compiled_attention, paged
+from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Linear
 from inkstone.nn.packing import Packing
+from inkstone.nn.paged import Layout, PagedCache
 from inkstone.nn.pointwise import narrow
 from inkstone.nn.positions import check_length
 
@@ -35,6 +37,9 @@ class View:
         causal: Whether the kernel itself hides the future.
         both_ways: Whether a query may look ahead: in encoders, and at the memory of one.
         n_columns: S.
+        layout: Where many texts stand side by side in one row, whose keys are in pages: what says
+            it all, with `window`.
+        window: There, a token sees itself and `window` − 1 before it; None for all.
     """
 
     positions: Tensor
@@ -43,6 +48,8 @@ class View:
     causal: bool
     both_ways: bool = False
     n_columns: int = 0
+    layout: Layout | None = None
+    window: int | None = None
 
     @classmethod
     def everything(
@@ -75,7 +82,7 @@ class View:
         max_seq_len: int,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         positions: Tensor | None = None,
         window: int | None = None,
     ) -> View:
@@ -89,13 +96,17 @@ class View:
             max_seq_len: Most columns the model may see.
             attention_mask: [B, S], True (or 1) at tokens, False at padding; S = cached + T.
             segment_ids: [B, T]; tokens see only their own segment.
-            cache: Its new columns are reserved here.
+            cache: Its new columns are reserved here. A `PagedCache` knows what the tokens see, and
+                no other argument is used but `window`.
             positions: [B, T] or [T], to override the derived ones.
             window: Sliding window: a token sees itself and `window` − 1 before it.
 
         Raises:
             ModelError: Too long, or the arguments do not fit together.
         """
+        if isinstance(cache, PagedCache):
+            return cls._of_pages(cache.layout, max_seq_len, window)
+        assert cache is None or isinstance(cache, KVCache)
         n_rows, n_new = input_ids.shape
         past = cache.length if cache is not None else 0
         total = past + n_new
@@ -130,8 +141,19 @@ class View:
             mask = (mask & real[:, None, :]) | (column == row)  # padding still sees itself
         return cls(positions, length, mask[:, None], causal=False, n_columns=total)
 
+    @classmethod
+    def _of_pages(cls, layout: Layout, max_seq_len: int, window: int | None) -> View:
+        length = max(layout.lengths)
+        check_length(length, max_seq_len)
+        return cls(
+            layout.positions, length, None, causal=False, n_columns=length, layout=layout,
+            window=window,
+        )  # fmt: skip
+
     def banded(self, window: int) -> View:
         """The same causal view, but a token sees only itself and `window` − 1 columns before it."""
+        if self.layout is not None:
+            return replace(self, window=window)
         if window >= self.n_columns:
             return self
         column = torch.arange(self.n_columns, device=self.positions.device)
@@ -148,7 +170,7 @@ def attend(
     v: Tensor,
     view: View,
     *,
-    bias: Tensor | None = None,
+    bias: Tensor | Sequence[Tensor] | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, eq. 1) over what `view` lets through.
@@ -158,12 +180,17 @@ def attend(
         k: [B, K, S, E]; K divides H, each key head serves H / K query heads.
         v: [B, K, S, E].
         view: Visibility.
-        bias: [1 or B, H, T, S], added to the scores: relative positions, for example.
+        bias: [1 or B, H, T, S], added to the scores: relative positions, for example. Of texts
+            whose keys are in pages one each.
         scale: 1/√E unless given.
 
     Returns:
         [B, T, H·E].
     """
+    if view.layout is not None:
+        assert not isinstance(bias, Tensor)
+        return paged.attend(q, k, v, view.layout, window=view.window, biases=bias, scale=scale)
+    assert bias is None or isinstance(bias, Tensor)
     if bias is None and scale is None and blockwise.pays(q, k, view.both_ways):
         return blockwise.attend(q, k, v, view.mask, both_ways=view.both_ways)
     mask, causal = view.mask, view.causal

@@ -10,7 +10,15 @@ from torch import Tensor
 from inkstone.errors import ModelError
 
 
-class KVCache:
+class Cache:
+    """What a causal model keeps of the tokens that it has read."""
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the newest keys and values [B, K, T, E] of a layer; give all that may be seen."""
+        raise NotImplementedError
+
+
+class KVCache(Cache):
     """Preallocated keys and values of every layer; columns are filled from the left.
 
     Rows of unequal length are padded on the left, so that all of them grow at the same column;

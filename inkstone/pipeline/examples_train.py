@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from inkstone.training.loop import Trainer, TrainingResult
 
 BEST = "best_by"  # the score that picks the best checkpoint: the task's own, less a little loss
 TIE = 1e-6
+ERROR = "standard_error"  # of that score, at most; a fine-tuned model settles while its rate falls:
+# of checkpoints that held-out examples cannot tell apart the last (Breiman et al. 1984, the
+# one-standard-error rule of section 3.4.3)
 FOLDS = 4  # of the examples, where a fitted model's threshold is chosen
 
 
@@ -188,6 +192,7 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
         evaluate=_looker(prepared, model, length),
         best_by=BEST if higher else "nats_per_token",
         higher_is_better=higher,
+        margin_by=ERROR if higher and recipe.model.pretrained is not None else None,
         hooks=[Relay(session.observer)],
         loss=task.loss,
         fingerprint={**prepared.hashes, "inkstone": __version__, **adapting.fingerprint(recipe)},
@@ -234,7 +239,10 @@ def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[st
             given = [task.given(example) for example, _ in held]
             result |= scores.values(task, [task.found(x) for x in found], given)
             # of equally good checkpoints the one with the lower loss
-            result[BEST] = result[task.metrics[0]] - TIE * min(100.0, result["nats_per_token"])
+            value = result[task.metrics[0]]
+            result[BEST] = value - TIE * min(100.0, result["nats_per_token"])
+            # of an example's score, which lies between 0 and 1
+            result[ERROR] = math.sqrt(max(0.0, value * (1 - value)) / len(held))
         return result
 
     return score

@@ -80,6 +80,8 @@ class Trainer:
         evaluate: Validation scores by name.
         best_by: The score that decides which checkpoint is best.
         higher_is_better: Of that score; a loss is better when it is lower.
+        margin_by: The score that says how far from the best one a score may be for a later
+            checkpoint to count as the best; None: it must be better.
         hooks: Told of every step, evaluation, save and message.
         loss: (model, batch) → (summed nats, targets).
         fingerprint: What a resumed run must agree on (hashes, versions). The model's configuration,
@@ -100,6 +102,7 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]] | None = None,
         best_by: str = "nats_per_token",
         higher_is_better: bool = False,
+        margin_by: str | None = None,
         hooks: Sequence[Hook] = (),
         loss: LossFunction = language_modeling.loss,
         fingerprint: dict[str, str] | None = None,
@@ -112,6 +115,7 @@ class Trainer:
         self.save_model, self.evaluate, self.loss = save_model, evaluate, loss
         self.load_weights = load_weights
         self.best_by, self.higher_is_better = best_by, higher_is_better
+        self.margin_by = margin_by
         self.hooks = list(hooks)
         self.device = model.device
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
@@ -307,7 +311,7 @@ class Trainer:
         return last or (every is not None and self.state.step % every == 0)
 
     def _evaluate(self) -> bool:
-        """Score the model; True when it is the best so far."""
+        """Score the model; True when it now counts as the best so far."""
         assert self.evaluate is not None
         state, began = self.state, time.perf_counter()
         with self.signals.droppable():
@@ -317,16 +321,22 @@ class Trainer:
         for hook in self.hooks:
             hook.on_eval(state.step, scores)
         score = scores[self.best_by]
-        if math.isfinite(score) and self._is_better(score, state.best_score):
-            state.best_score, state.best_step, state.stale_evals = score, state.step, 0
-            return True
-        state.stale_evals += 1
-        return False
+        margin = 0.0 if self.margin_by is None else scores[self.margin_by]
+        best = self._is_better(score, margin)
+        if best:
+            state.best_score, state.best_step = score, state.step
+        if self._is_better(score):
+            state.top_score, state.stale_evals = score, 0
+        else:
+            state.stale_evals += 1
+        return best
 
-    def _is_better(self, score: float, best: float | None) -> bool:
-        if best is None:
-            return True
-        return score > best if self.higher_is_better else score < best
+    def _is_better(self, score: float, margin: float = 0.0) -> bool:
+        """Whether a score is above the best one so far, or at most `margin` below."""
+        if not math.isfinite(score) or self.state.top_score is None:
+            return math.isfinite(score)
+        gain = score - self.state.top_score
+        return (gain if self.higher_is_better else -gain) > -margin
 
     def _save_due(self) -> bool:
         every = self.config.save_every

@@ -45,9 +45,11 @@ class TrainingState:
         skipped_in_a_row: Of these, since the last step.
         elapsed_s: Training time so far.
         evaluated_step: The step that was evaluated last.
-        best_score: Best validation score, None before the first evaluation.
+        top_score: Best validation score, None before the first evaluation.
+        stale_evals: Evaluations since that one.
+        best_score: That of the checkpoint that counts as the best: the same, or one within the
+            margin of it.
         best_step: The step it belongs to.
-        stale_evals: Evaluations since the best one.
         stream: Position in the data.
         rng: States of torch's random generators, in hex, by device.
         fingerprint: Hashes, versions and settings that the run depends on.
@@ -59,9 +61,10 @@ class TrainingState:
     skipped_in_a_row: int = 0
     elapsed_s: float = 0.0
     evaluated_step: int = 0
+    top_score: float | None = None
+    stale_evals: int = 0
     best_score: float | None = None
     best_step: int | None = None
-    stale_evals: int = 0
     stream: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, str] = field(default_factory=dict)
     fingerprint: dict[str, str] = field(default_factory=dict)

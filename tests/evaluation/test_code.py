@@ -14,7 +14,8 @@ import inkstone as ink
 from inkstone.cli.main import main
 from inkstone.errors import DataError
 from inkstone.evaluation import code
-from inkstone.inference.generate import Generation, Generator
+from inkstone.inference.generate import Generator
+from inkstone.inference.stream import Generation
 from inkstone.models import llama
 from inkstone.tasks.fill_in_the_middle import ROLES
 from inkstone.tokenizers.config import TokenizerConfig

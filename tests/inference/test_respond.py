@@ -11,10 +11,10 @@ import torch
 
 from inkstone.errors import DataError, TokenizerError, UsageError
 from inkstone.inference import Generator, SamplingConfig
-from inkstone.inference.generate import Generation
 from inkstone.inference.grounding import Library, Passage, cut
 from inkstone.inference.respond import REFUSAL, Respondent
 from inkstone.inference.sampling import TokenScore
+from inkstone.inference.stream import Generation
 from inkstone.models import lamda
 from inkstone.tasks._turns import SPECIALS, Frame
 from inkstone.text.bm25 import terms

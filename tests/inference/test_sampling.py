@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inkstone.errors import ModelError
 from inkstone.inference import SamplingConfig
-from inkstone.inference.sampling import Sampler, draw, penalize_repetition
+from inkstone.inference.sampling import Draws, Sampler, draw, penalize_repetition
 
 V = 211
 
@@ -19,9 +19,24 @@ def _logits(rows: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(rows, V, generator=torch.Generator().manual_seed(seed)) * 3
 
 
+def _sampler(configs: list[SamplingConfig], prompts: list[list[int]] | None = None) -> Sampler:
+    cpu = torch.device("cpu")
+    told = prompts or [[] for _ in configs]
+    rows = [Draws(config, V, cpu, ids) for config, ids in zip(configs, told, strict=True)]
+    return Sampler(rows, V, cpu)
+
+
+def _next(sampler: Sampler, logits: Tensor) -> list[int]:
+    """The chosen tokens; every row takes its own."""
+    ids: list[int] = sampler(logits)[0].tolist()
+    for row, token in zip(sampler.rows, ids, strict=True):
+        row.take(token)
+    return ids
+
+
 def _distribution(logits: Tensor, configs: list[SamplingConfig]) -> Tensor:
     """Probabilities that the sampler draws from, in vocabulary order."""
-    sampler = Sampler(configs, V, torch.device("cpu"), [[] for _ in configs])
+    sampler = _sampler(configs)
     scores, tokens = sampler.candidates(logits)
     probs = scores.softmax(-1)
     return probs if tokens is None else torch.zeros_like(logits).scatter_(1, tokens, probs)
@@ -82,26 +97,39 @@ def test_rows_keep_their_own_settings() -> None:
 def test_a_rows_draws_do_not_depend_on_its_neighbours_settings() -> None:
     mine = SamplingConfig(temperature=1.0, seed=5)
     others = [SamplingConfig(temperature=1.0, top_k=3, seed=9), SamplingConfig(top_p=0.5, seed=1)]
-    alone = Sampler([mine], V, torch.device("cpu"), [[]])
-    among = Sampler([others[0], mine, others[1]], V, torch.device("cpu"), [[], [], []])
+    alone = _sampler([mine])
+    among = _sampler([others[0], mine, others[1]])
     for step in range(300):
         logits = _logits(3, seed=step)
-        assert int(alone(logits[1:2])[0][0]) == int(among(logits)[0][1])
+        assert _next(alone, logits[1:2])[0] == _next(among, logits)[1]
 
 
 def test_dropping_rows_leaves_the_others_as_they_were() -> None:
     configs = [
         SamplingConfig(temperature=1.0, seed=i, repetition_penalty=1.2, top_p=0.9) for i in range(4)
     ]
-    whole = Sampler(configs, V, torch.device("cpu"), [[i] for i in range(4)])
-    fewer = Sampler(configs, V, torch.device("cpu"), [[i] for i in range(4)])
+    whole = _sampler(configs, [[i] for i in range(4)])
+    fewer = _sampler(configs, [[i] for i in range(4)])
     for step in range(260):  # past the random numbers that were drawn ahead
         logits = _logits(4, seed=step)
-        expected, _ = whole(logits)
+        expected = _next(whole, logits)
         rows = [0, 1, 2, 3] if step < 7 else [1, 3]
         if step == 7:
-            fewer.keep_rows(torch.tensor(rows))
-        assert fewer(logits[rows])[0].tolist() == expected[rows].tolist()
+            fewer = Sampler([fewer.rows[i] for i in rows], V, torch.device("cpu"))
+        assert _next(fewer, logits[rows]) == [expected[i] for i in rows]
+
+
+def test_looking_ahead_takes_the_same_random_numbers() -> None:
+    """What is chosen ahead for tokens that are only guessed is what is chosen when they come."""
+    config = SamplingConfig(temperature=1.0, seed=3)
+    one, other = _sampler([config]), _sampler([config])
+    for step in range(100):
+        logits = _logits(4, seed=step)
+        ahead = Sampler(one.rows * 4, V, torch.device("cpu"), range(4))
+        expected = [_next(other, logits[i : i + 1])[0] for i in range(4)]
+        assert ahead(logits)[0].tolist() == expected
+        for token in expected:
+            one.rows[0].take(token)
 
 
 def test_repetition_penalty_equals_that_of_transformers() -> None:
@@ -118,8 +146,8 @@ def test_the_penalty_counts_prompt_and_answer() -> None:
     config = SamplingConfig(temperature=0.0, repetition_penalty=50.0)
     logits = torch.zeros(1, V)
     logits[0, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    sampler = Sampler([config], V, torch.device("cpu"), [[0, 0]])
-    assert [int(sampler(logits)[0][0]) for _ in range(3)] == [1, 2, 3]
+    sampler = _sampler([config], [[0, 0]])
+    assert [_next(sampler, logits)[0] for _ in range(3)] == [1, 2, 3]
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -138,15 +166,15 @@ def test_the_ends_of_the_interval_draw_possible_tokens() -> None:
 def test_greedy_and_sampling_rows_in_one_batch() -> None:
     logits = _logits(2)
     configs = [SamplingConfig(temperature=0.0), SamplingConfig(temperature=5.0, seed=1)]
-    sampler = Sampler(configs, V, torch.device("cpu"), [[], []])
-    picks = [sampler(logits)[0].tolist() for _ in range(20)]
+    sampler = _sampler(configs)
+    picks = [_next(sampler, logits) for _ in range(20)]
     assert {row[0] for row in picks} == {int(logits[0].argmax())}
     assert len({row[1] for row in picks}) > 3
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
     logits = _logits(1)
-    sampler = Sampler([SamplingConfig(temperature=1e-30, seed=0)], V, torch.device("cpu"), [[]])
+    sampler = _sampler([SamplingConfig(temperature=1e-30, seed=0)])
     assert int(sampler(logits)[0][0]) == int(logits.argmax())
 
 
@@ -156,7 +184,7 @@ def test_log_probabilities_are_the_models_own() -> None:
         SamplingConfig(temperature=0.3, top_k=2, seed=0, top_logprobs=3),
         SamplingConfig(seed=0, logprobs=True),
     ]
-    ids, scores = Sampler(configs, V, torch.device("cpu"), [[], []])(logits)
+    ids, scores = _sampler(configs)(logits)
     truth = logits.log_softmax(-1)
     assert scores[0] is not None and scores[1] is not None
     assert scores[0].id == ids[0] and scores[0].logprob == pytest.approx(float(truth[0, ids[0]]))
@@ -171,6 +199,6 @@ def test_log_probabilities_are_the_models_own() -> None:
 def test_broken_scores_are_an_error(bad: float, temperature: float) -> None:
     logits = _logits(1)
     logits[0, 3] = bad
-    sampler = Sampler([SamplingConfig(temperature=temperature)], V, torch.device("cpu"), [[]])
+    sampler = _sampler([SamplingConfig(temperature=temperature)])
     with pytest.raises(ModelError, match="not finite"):
         sampler(logits)

@@ -13,6 +13,7 @@ from inkstone import registry
 from inkstone.checkpoint import load_model, save_model
 from inkstone.errors import ModelError
 from inkstone.nn.loss import chunked_cross_entropy
+from inkstone.nn.paged import Layout
 
 TINY = {"vocab_size": 61, "max_seq_len": 48, "d_model": 32, "n_layers": 2, "n_heads": 4}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -122,6 +123,37 @@ def test_cached_decoding_of_left_padded_rows(family: ModuleType, config: dict[st
         for i, row in enumerate(rows):
             torch.testing.assert_close(logits[i, 0], model(row)[0, -1], rtol=1e-4, atol=1e-5)
     assert cache.lengths.tolist() == [row.shape[1] for row in rows]
+
+
+@causal
+@torch.no_grad()
+def test_texts_side_by_side_in_pages(family: ModuleType, config: dict[str, Any]) -> None:
+    """Texts of unlike lengths, read in pieces and out of order of their pages."""
+    model, texts = _build(family, config), [_ids(1, n, seed=n)[0].tolist() for n in (40, 3, 19)]
+    cache, n_pages = model.new_pages(8, 8 * 48)
+    size = cache.page_size
+    free = iter(range(n_pages - 1, -1, -1))
+    pages: list[list[int]] = [[], [], []]
+    read = [0, 0, 0]
+    for counts in ((17, 1, 0), (1, 1, 5), (0, 1, 1), (22, 0, 13)):
+        going = [row for row, n in enumerate(counts) if n]
+        for row in going:
+            while len(pages[row]) * size < read[row] + counts[row]:
+                pages[row].append(next(free))
+        new = [texts[row][read[row] : read[row] + counts[row]] for row in going]
+        before = [texts[row][: read[row]] for row in going]
+        cache.begin(
+            Layout.of(
+                [read[row] for row in going], [counts[row] for row in going],
+                [pages[row] for row in going], before, torch.device("cpu"),
+            )
+        )  # fmt: skip
+        together = model(torch.tensor([[i for ids in new for i in ids]]), cache=cache)[0]
+        for row, part in zip(going, together.split([counts[r] for r in going]), strict=True):
+            read[row] += counts[row]
+            alone = model(torch.tensor([texts[row][: read[row]]]))[0, -counts[row] :]
+            torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-5)
+    assert read == [40, 3, 19]
 
 
 @causal

@@ -16,8 +16,8 @@ from inkstone import pipeline
 from inkstone.cli.main import main
 from inkstone.errors import UsageError
 from inkstone.inference import Generator, SamplingConfig
-from inkstone.inference.generate import Generation
 from inkstone.inference.middle import Infill, fill_between
+from inkstone.inference.stream import Generation
 from inkstone.models import llama
 from inkstone.recipe import load
 from inkstone.tasks.fill_in_the_middle import ROLES, Config, Marks, Objective

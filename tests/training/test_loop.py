@@ -223,6 +223,20 @@ def test_early_stop_keeps_the_best(make_trainer: Make) -> None:
     assert result.checkpoint.exists() and result.best_step <= result.step - 15
 
 
+@pytest.mark.parametrize(("margin", "chosen"), [(0.0, 10), (0.02, 25), (0.04, 30), (1.0, 30)])
+def test_of_scores_that_count_as_equal_the_last_is_best(
+    make_trainer: Make, margin: float, chosen: int
+) -> None:
+    """Measured from the best score of all, so that small losses never add up."""
+    found = iter([0.80, 0.90, 0.88, 0.84, 0.89, 0.87])
+    trainer = make_trainer(max_steps=30, eval_every=5)
+    trainer.evaluate = lambda: {"nats_per_token": 1.0, "accuracy": next(found), "error": margin}
+    trainer.best_by, trainer.higher_is_better, trainer.margin_by = "accuracy", True, "error"
+    result = trainer.run()
+    assert result.best_step == chosen and trainer.state.top_score == 0.90
+    assert trainer.state.stale_evals == 4 and result.checkpoint.name == f"step-{chosen:08d}"
+
+
 def test_a_full_log_disk_does_not_stop_training(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
