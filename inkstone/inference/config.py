@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
@@ -11,6 +12,7 @@ from inkstone.config import Section
 from inkstone.errors import UsageError
 
 MAX_STOPS = 16
+MAX_BIASES = 1024
 MAX_STOP_CHARS = 1000
 
 
@@ -28,6 +30,9 @@ class SamplingConfig(Section):
         repetition_penalty: Scores of tokens that the prompt or the answer holds already are divided
             by it if positive and multiplied if negative (Keskar et al. 2019, section 4.1); 1 for
             none.
+        presence_penalty: Taken from the score of every token that the answer holds already.
+        frequency_penalty: Taken from it once for every time that the answer holds it.
+        logit_bias: Added to the scores of some tokens, by id; ±100 forces or forbids.
         stop: The answer ends before the first of these texts, wherever token borders fall.
         seed: Prompt i of a batch draws from a generator of its own, seeded with seed + i, so its
             answer does not depend on its neighbours; None draws a fresh seed.
@@ -45,6 +50,11 @@ class SamplingConfig(Section):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     repetition_penalty: float = Field(default=1.0, gt=0.0, le=100.0)
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    logit_bias: Mapping[int, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default={}, max_length=MAX_BIASES
+    )
     stop: tuple[str, ...] = Field(default=(), max_length=MAX_STOPS)
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     logprobs: bool = False

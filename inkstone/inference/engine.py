@@ -174,7 +174,7 @@ class Engine:
         ready = [r for r in self.scheduler.running if r.unread == 1]
         answers = [self._by_request[request].answer for request in ready]
         # what penalizes repetition depends on whether a guess is right
-        rooms = [0 if a.draws.seen is not None else a.left - 1 for a in answers]
+        rooms = [0 if a.draws.remembers else a.left - 1 for a in answers]
         guesses = guesser.guess([r.ids for r in ready], [a.draws for a in answers], rooms)
         for request, guess, room in zip(ready, guesses, rooms, strict=True):
             request.draft = [int(token) for token in guess[:room]]

@@ -48,6 +48,18 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+def penalize_counts(logits: Tensor, counts: Tensor, frequency: Tensor, presence: Tensor) -> Tensor:
+    """Make tokens less likely that an answer holds, as OpenAI's interface describes it.
+
+    Args:
+        logits: [B, V].
+        counts: [B, V], how often the answer holds each token.
+        frequency: [B, 1], taken off for every time.
+        presence: [B, 1], taken off once.
+    """
+    return logits - frequency * counts - presence * (counts > 0)
+
+
 def temper(logits: Tensor, temperature: Tensor) -> Tensor:
     """(logits − max) / temperature: [B, V] and [B, 1] → [B, V].
 
@@ -133,6 +145,20 @@ class Draws:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             inside = [token for token in prompt if token < vocab_size]
             self.seen[torch.tensor(inside, dtype=torch.long, device=device)] = True
+        self.counts: Tensor | None = None
+        if config.presence_penalty or config.frequency_penalty:
+            self.counts = torch.zeros(vocab_size, device=device)
+        self.bias: Tensor | None = None
+        if config.logit_bias:
+            self.bias = torch.zeros(vocab_size, device=device)
+            for token, value in config.logit_bias.items():
+                if 0 <= token < vocab_size:
+                    self.bias[token] = value
+
+    @property
+    def remembers(self) -> bool:
+        """Whether scores depend on the tokens before in other ways than the model's."""
+        return self.seen is not None or self.counts is not None
 
     def uniform(self, ahead: int = 0) -> float:
         """The random number for the next token, or for one that comes `ahead` tokens later."""
@@ -149,6 +175,8 @@ class Draws:
             self._taken += 1
         if self.seen is not None:
             self.seen[token] = True
+        if self.counts is not None:
+            self.counts[token] += 1
 
 
 class Sampler:
@@ -181,6 +209,8 @@ class Sampler:
         self._top_p = column([c.top_p for c in configs])
         self._min_p = column([c.min_p for c in configs])
         self._penalty = column([c.repetition_penalty for c in configs])
+        self._frequency = column([c.frequency_penalty for c in configs])
+        self._presence = column([c.presence_penalty for c in configs])
         self._any_greedy = any(c.greedy for c in configs)
         self._all_greedy = all(c.greedy for c in configs)
         self._any_min_p = any(c.min_p > 0 for c in configs)
@@ -203,11 +233,7 @@ class Sampler:
             ModelError: The model's scores hold NaN or infinity.
         """
         logits = logits.float()
-        adjusted = logits
-        if any(row.seen is not None for row in self.rows):
-            none = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device)
-            seen = torch.stack([none if row.seen is None else row.seen for row in self.rows])
-            adjusted = penalize_repetition(logits, seen, self._penalty)
+        adjusted = self._adjusted(logits)
         best, likeliest = adjusted.max(-1)
         ids = likeliest
         if not self._all_greedy:
@@ -223,6 +249,22 @@ class Sampler:
                 fix="the weights are damaged or the precision is too low; try float32",
             )
         return ids, self._scores(logits, ids)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """Scores after biases and penalties: [B, V]."""
+        rows = self.rows
+        if any(row.bias is not None for row in rows):
+            none = logits.new_zeros(self.vocab_size)
+            logits = logits + torch.stack([none if r.bias is None else r.bias for r in rows])
+        if any(row.seen is not None for row in rows):
+            unseen = torch.zeros(self.vocab_size, dtype=torch.bool, device=logits.device)
+            seen = torch.stack([unseen if row.seen is None else row.seen for row in rows])
+            logits = penalize_repetition(logits, seen, self._penalty)
+        if any(row.counts is not None for row in rows):
+            none = logits.new_zeros(self.vocab_size)
+            counts = torch.stack([none if r.counts is None else r.counts for r in rows])
+            logits = penalize_counts(logits, counts, self._frequency, self._presence)
+        return logits
 
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens that may be drawn, after temperature, top-k, top-p and min-p, in that order.

@@ -55,6 +55,9 @@ class Config(Section):
         class_weights: "balanced" lets rare labels count as much as frequent ones.
         truncate: What is left of a text that is too long: its beginning ("end" is cut off), its
             end ("start" is cut off), or a quarter from the beginning and the rest from the end.
+        agreement: α of R-Drop (Liang et al. 2021, equation 4): a step reads its examples twice,
+            with other units dropped, and what the two passes say is held together; a second pass
+            costs as much as the first. 1 to 5 helps where few examples are trained on. 0: none.
         positive: The label whose F1 is reported where there are two; None takes the second.
     """
 
@@ -65,6 +68,7 @@ class Config(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
     class_weights: Literal["none", "balanced"] = "none"
     truncate: Truncate = "end"
+    agreement: float = Field(default=0.0, ge=0, le=100)
     positive: Annotated[str | None, BeforeValidator(_as_label)] = None
 
 
@@ -188,15 +192,30 @@ class Task(_base.Task[Example, Classification]):
         return TokenBatch(input_ids, targets, mask, types)
 
     def loss(self, model: Any, batch: TokenBatch) -> tuple[Tensor, int]:
-        scores, targets = model(**batch.inputs).float(), batch.targets
-        if self.config.multi_label:
-            weight = self._weights(scores.device)
-            each = F.binary_cross_entropy_with_logits(
-                scores, targets, pos_weight=weight, reduction="none"
-            )
-            return each.mean(1).sum(), len(targets)
+        scores = model(**batch.inputs).float()
+        loss = self._nats(scores, batch)
+        if self.config.agreement and model.training:
+            again = model(**batch.inputs).float()  # other units are dropped
+            weight = self.config.agreement / 2
+            loss = (loss + self._nats(again, batch)) / 2 + weight * self._apart(scores, again)
+        return loss, len(batch.targets) if self.config.multi_label else batch.n_targets
+
+    def _nats(self, scores: Tensor, batch: TokenBatch) -> Tensor:
+        """The loss of scores [B, L], summed over the examples."""
         weight = self._weights(scores.device)
-        return F.cross_entropy(scores, targets, weight, reduction="sum"), batch.n_targets
+        if not self.config.multi_label:
+            return F.cross_entropy(scores, batch.targets, weight, reduction="sum")
+        each = F.binary_cross_entropy_with_logits(
+            scores, batch.targets, pos_weight=weight, reduction="none"
+        )
+        return each.mean(1).sum()
+
+    def _apart(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean of both Kullback–Leibler divergences of what two passes say, summed."""
+        if self.config.multi_label:
+            return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean(1).sum() / 2
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        return ((p.exp() - q.exp()) * (p - q)).sum() / 2
 
     def outputs(self, model: Any, batch: TokenBatch, rows: Rows) -> list[Any]:
         scores = model(**batch.inputs).float()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inkstone.errors import ModelError
+from inkstone.errors import ModelError, UsageError
 from inkstone.inference import SamplingConfig
 from inkstone.inference.sampling import Draws, Sampler, draw, penalize_repetition
 
@@ -148,6 +148,30 @@ def test_the_penalty_counts_prompt_and_answer() -> None:
     logits[0, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
     sampler = _sampler([config], [[0, 0]])
     assert [_next(sampler, logits)[0] for _ in range(3)] == [1, 2, 3]
+
+
+def test_what_an_answer_holds_loses_score() -> None:
+    """OpenAI's μ − c·frequency − (c > 0)·presence; tokens of the prompt do not count."""
+    config = SamplingConfig(temperature=0.0, frequency_penalty=0.5, presence_penalty=0.7)
+    logits = torch.zeros(1, V)
+    logits[0, :2] = torch.tensor([2.0, 0.0])
+    sampler = _sampler([config, SamplingConfig(temperature=0.0)], [[0, 0], []])
+    found = [_next(sampler, logits.expand(2, V)) for _ in range(5)]
+    # 2.0, 2 - 1.2 = 0.8, 0.3, then -0.2: below the zeros of the others
+    assert [ids[0] for ids in found] == [0, 0, 0, 1, 2] and {ids[1] for ids in found} == {0}
+
+
+def test_biases_force_and_forbid() -> None:
+    logits = _logits(2)
+    best = int(logits[0].argmax())
+    configs = [
+        SamplingConfig(temperature=1.0, seed=1, logit_bias={7: 100.0, V + 5: 100.0}),
+        SamplingConfig(temperature=0.0, logit_bias={best: -100.0, int(logits[1].argmax()): -100.0}),
+    ]
+    first, second = _next(_sampler(configs), logits)
+    assert first == 7 and second == int(logits[1].topk(2).indices[1])
+    with pytest.raises(UsageError, match="logit_bias"):
+        SamplingConfig(logit_bias={1: 101.0})
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +95,36 @@ def test_a_positive_label_that_is_none_is_named() -> None:
     assert c.Task(c.Config(positive=1)).learn(examples).positive == "1"  # type: ignore[arg-type, attr-defined]
     with pytest.raises(DataError, match=r"task\.positive is 'spam', but the labels are '0', '1'"):
         c.Task(c.Config(positive="spam")).learn(examples)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_two_passes_are_held_together(several: bool) -> None:
+    """R-Drop: half of equation 4, against the formula written out; nothing while a model reads."""
+    names = ("a", "b", "c")
+    task = c.Task(c.Config(agreement=3.0, multi_label=several), names)
+    batch = task.collate([{"ids": [1], "labels": [0]}, {"ids": [2], "labels": [2]}], 0)
+    passes = [torch.randn(2, 3, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    class Model(torch.nn.Module):
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+            return left.pop(0)
+
+    def divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if several:
+            kinds = [torch.distributions.Bernoulli(logits=x) for x in (a, b)]
+            return torch.distributions.kl_divergence(*kinds).mean(1).sum()
+        kinds = [torch.distributions.Categorical(logits=x) for x in (a, b)]
+        return torch.distributions.kl_divergence(*kinds).sum()
+
+    plain = c.Task(c.Config(multi_label=several), names)
+    model, alone = Model(), []
+    for scores in passes:
+        left = [scores]
+        alone.append(float(plain.loss(model, batch)[0]))
+    left = list(passes)
+    a, b = passes
+    expected = sum(alone) / 2 + 3.0 / 2 * (divergence(a, b) + divergence(b, a)) / 2
+    total, count = task.loss(model, batch)
+    assert count == 2 and float(total) == pytest.approx(float(expected), rel=1e-5)
+    left = [a]
+    assert float(task.loss(model.eval(), batch)[0]) == pytest.approx(alone[0]) and not left
