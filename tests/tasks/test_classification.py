@@ -118,8 +118,8 @@ def test_two_passes_are_held_together(several: bool) -> None:
 
     plain = c.Task(c.Config(multi_label=several), names)
     model, alone = Model(), []
-    for scores in passes:
-        left = [scores]
+    for one in passes:
+        left = [one]
         alone.append(float(plain.loss(model, batch)[0]))
     left = list(passes)
     a, b = passes
