@@ -339,7 +339,7 @@ class LanguageModel(ScoreMethods):
 
         config = SamplingConfig(**sampling)
         pairs = [(prefix, suffix)]
-        return fill_between(self.generator, pairs, config, suffix_first=self._suffix_first)[0]
+        return fill_between(self.generator, pairs, config, suffix_first=self.suffix_first)[0]
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
         """Pieces of a continuation as they come; never half a character.

@@ -35,6 +35,7 @@ from inkstone.cli import (
     report,
     run,
     search,
+    serve,
     train,
     vectors,
 )
@@ -49,8 +50,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    demo, new, compare, label, train, generate, chat, run, answer, search, eval, look, report,
-    load, import_, merge, recipes, doctor,
+    demo, new, compare, label, train, generate, chat, run, answer, search, serve, eval, look,
+    report, load, import_, merge, recipes, doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)

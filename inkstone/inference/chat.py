@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from inkstone.errors import UsageError
@@ -25,6 +26,23 @@ NEVER_TAUGHT = (
     '  → for answers, use a model that was fine-tuned on conversations ("messages" data); '
     "to continue a text of yours, use `inkstone generate`"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation as the model reads it.
+
+    Attributes:
+        ids: Its tokens.
+        config: How to answer.
+        end_ids: Tokens that end the answer.
+        dropped: Messages at the front that do not fit the context.
+    """
+
+    ids: list[int]
+    config: SamplingConfig
+    end_ids: frozenset[int]
+    dropped: int
 
 
 class Conversation:
@@ -103,12 +121,24 @@ class Conversation:
             self.last = answer
             self.messages.append({"role": "assistant", "content": answer.text.rstrip()})
 
-    def _answer(self, messages: list[Message], config: SamplingConfig) -> Iterator[Chunk]:
-        ids, self.dropped = self._fitting(messages, config)
+    def ask(self, messages: Sequence[Mapping[str, str]], config: SamplingConfig) -> Asked:
+        """What a model has to continue to answer some messages; nothing is remembered.
+
+        Raises:
+            UsageError: The last message alone does not fit the context.
+            TokenizerError: A message is malformed.
+        """
+        ids, dropped = self._fitting([dict(m) for m in messages], config)
         if self.dialogue:
-            return self.generator.stream(ids, config, end_ids=self._end_ids())
+            return Asked(ids, config, frozenset(self._end_ids()), dropped)
         stops = tuple(dict.fromkeys((*config.stop, *TRANSCRIPT_STOPS)))
-        return self.generator.stream(ids, config.model_copy(update={"stop": stops}))
+        config = config.model_copy(update={"stop": stops})
+        return Asked(ids, config, self.generator.end_ids, dropped)
+
+    def _answer(self, messages: list[Message], config: SamplingConfig) -> Iterator[Chunk]:
+        asked = self.ask(messages, config)
+        self.dropped = asked.dropped
+        return self.generator.stream(asked.ids, asked.config, end_ids=asked.end_ids)
 
     def _fitting(self, messages: list[Message], config: SamplingConfig) -> tuple[list[int], int]:
         """Ids of the conversation, and how many of its first messages had to be left out."""

@@ -66,24 +66,40 @@ def fill_between(
     Raises:
         UsageError: The model was not trained for it, or has no tokenizer.
     """
-    tokenizer = generator.tokenizer
-    if tokenizer is None:
-        raise UsageError("this model has no tokenizer, so a prompt cannot be text")
-    marks = Marks(tokenizer)
-    order = marks.spm if suffix_first else marks.psm
     config = config.but(max_tokens=min(config.max_tokens, generator.max_seq_len // 2))
-    room = generator.max_seq_len - config.max_tokens - 4  # begin-of-text and three marks
-    prompts = []
-    for prefix, suffix in pairs:
-        before, after = tokenizer.encode(prefix.rstrip(BLANKS)), tokenizer.encode(suffix)
-        after = after[: max(room - len(before), room // 2)]
-        before = before[max(0, len(before) - (room - len(after))) :]
-        prompts.append([*generator.encode(""), *order(before, after)])
+    prompts = [
+        prompt_between(generator, *pair, config.max_tokens, suffix_first=suffix_first)
+        for pair in pairs
+    ]
     found = generator.generate(prompts, config)
     return [
         Infill(prefix, _behind(prefix, answer.text), suffix, answer.finish_reason)
         for (prefix, suffix), answer in zip(pairs, found, strict=True)
     ]
+
+
+def prompt_between(
+    generator: Generator, prefix: str, suffix: str, max_tokens: int, *, suffix_first: bool
+) -> list[int]:
+    """The tokens behind which a model writes the middle.
+
+    Args:
+        generator, prefix, suffix, suffix_first: As in `fill_between`.
+        max_tokens: Room that is kept for the answer, half of the context at most.
+
+    Raises:
+        UsageError: The model was not trained for it, or has no tokenizer.
+    """
+    tokenizer = generator.tokenizer
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer, so a prompt cannot be text")
+    marks = Marks(tokenizer)
+    order = marks.spm if suffix_first else marks.psm
+    room = generator.max_seq_len - max_tokens - 4  # begin-of-text and three marks
+    before, after = tokenizer.encode(prefix.rstrip(BLANKS)), tokenizer.encode(suffix)
+    after = after[: max(room - len(before), room // 2)]
+    before = before[max(0, len(before) - (room - len(after))) :]
+    return [*generator.encode(""), *order(before, after)]
 
 
 def _behind(prefix: str, written: str) -> str:

@@ -122,11 +122,11 @@ class ScoreMethods(TaskMethods):
         documents = read(Path(data), config=self._text_config().model_copy(update=whole))
         texts = (document.text for document in documents)
         return write_python(
-            self.generator, texts, limit=limit, seed=seed, suffix_first=self._suffix_first
+            self.generator, texts, limit=limit, seed=seed, suffix_first=self.suffix_first
         )
 
     @property
-    def _suffix_first(self) -> bool:
+    def suffix_first(self) -> bool:
         """Whether it has learned to fill with the suffix ahead; others' models mostly have not."""
         from inkstone.tasks import fill_in_the_middle
 

@@ -1,0 +1,1 @@
+"""The HTTP server: models behind OpenAI's interface, and the tasks they were trained for."""

@@ -1,0 +1,345 @@
+"""The application: which address does what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from inkstone import __version__, registry
+from inkstone.errors import CheckpointError, InkstoneError
+from inkstone.files import parse_json
+from inkstone.serving import openai, protocol
+from inkstone.serving.answers import unless_gone
+from inkstone.serving.config import ServeConfig
+from inkstone.serving.errors import ApiError, told
+from inkstone.serving.guard import Guard
+from inkstone.serving.hosted import TEXT_VERBS, Hosted
+
+log = logging.getLogger("inkstone.serving")
+B = TypeVar("B", bound=BaseModel)
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Service:
+    """Models, and what is counted about them.
+
+    Args:
+        hosted: Of different names; the first one answers where none is named.
+        config: Of the server.
+    """
+
+    def __init__(self, hosted: Sequence[Hosted], config: ServeConfig) -> None:
+        self.hosted = {one.name: one for one in hosted}
+        self.config = config
+        self.ready = False
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "inkstone_requests", "Requests, by address and status.", ("path", "status"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "inkstone_request_seconds", "From the first byte to the last.", ("path",),
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        labels = ("model",)
+        self._gauges = {
+            name: Gauge(f"inkstone_{name}", about, labels, registry=self.registry)
+            for name, about in {
+                "waiting": "Requests that wait.",
+                "running": "Requests that are being answered.",
+                "cache_pages_free": "Pages of keys and values that nobody reads.",
+                "prompt_tokens": "Tokens of prompts so far.",
+                "answer_tokens": "Tokens of answers so far.",
+                "answered": "Requests that came to an end.",
+                "cancelled": "Requests that nobody wanted any more.",
+                "steps": "Passes of the model.",
+            }.items()
+        }
+
+    def find(self, name: str | None) -> Hosted:
+        """The model of a name; the first one for none.
+
+        Raises:
+            ApiError: There is no such model.
+        """
+        if name is None:
+            return next(iter(self.hosted.values()))
+        if name not in self.hosted:
+            near = registry.did_you_mean(name[:200], list(self.hosted))
+            raise ApiError(
+                404, f"there is no model {name[:200]!r}; {near}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        return self.hosted[name]
+
+    def start(self) -> None:
+        """Begin; called inside the event loop."""
+        for one in self.hosted.values():
+            one.start()
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Let answers end, for `grace_s` at most, and stop."""
+        self.ready = False
+        end = time.monotonic() + self.config.grace_s
+        while time.monotonic() < end and any(self._open(one) for one in self.hosted.values()):
+            await asyncio.sleep(0.02)
+        for one in self.hosted.values():
+            await asyncio.to_thread(one.stop)
+
+    def metrics(self) -> bytes:
+        """For Prometheus."""
+        for name, one in self.hosted.items():
+            values = {"waiting": len(one.desk), "running": 0}
+            if one.worker is not None:
+                engine, counts = one.worker.engine, one.worker.counts
+                running = len(engine.scheduler.running)
+                values = {
+                    "waiting": max(0, len(one.worker) - running), "running": running,
+                    "cache_pages_free": engine.scheduler.pages.available,
+                    "prompt_tokens": counts.prompt_tokens, "answer_tokens": counts.answer_tokens,
+                    "answered": counts.answered, "cancelled": counts.cancelled,
+                    "steps": counts.steps,
+                }  # fmt: skip
+            for key, value in values.items():
+                self._gauges[key].labels(name).set(value)
+        return generate_latest(self.registry)
+
+    @staticmethod
+    def _open(one: Hosted) -> int:
+        return len(one.desk) + (0 if one.worker is None else len(one.worker))
+
+
+def create_app(hosted: Sequence[Hosted], config: ServeConfig) -> ASGIApp:
+    """The guarded application that serves some models."""
+    service = Service(hosted, config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="Inkstone", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        openapi_url="/openapi.json",
+    )  # fmt: skip
+    app.state.service = service
+    _handle_errors(app)
+    _count(app, service)
+    _routes(app, service)
+    return Guard(app, config)
+
+
+def _routes(app: FastAPI, service: Service) -> None:
+    timeout_s = service.config.request_timeout_s
+
+    def post(path: str, kind: type[B]) -> Callable[[Callable[[Request, B], Awaitable[Any]]], None]:
+        """An address that takes a body of some kind."""
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        definitions.update(schema.pop("$defs", {}))
+        wanted = {"content": {"application/json": {"schema": schema}}, "required": True}
+
+        def take(work: Callable[[Request, B], Awaitable[Any]]) -> None:
+            async def handle(request: Request) -> Any:
+                return await work(request, await _body(request, kind))
+
+            app.add_api_route(
+                path, handle, methods=["POST"], response_model=None, name=path,
+                openapi_extra={"requestBody": wanted},
+                responses={s: {"description": d} for s, d in ERRORS.items()},
+            )  # fmt: skip
+
+        return take
+
+    definitions: dict[str, Any] = {}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [one.about() for one in service.hosted.values()]}
+
+    @app.get("/v1/models/{name:path}", responses={404: {"description": ERRORS[404]}})
+    async def model(name: str) -> Any:
+        return service.find(name).about()
+
+    @post("/v1/chat/completions", protocol.ChatCompletions)
+    async def chat(request: Request, body: protocol.ChatCompletions) -> Any:
+        return await openai.chat(request, service.find(body.model), body, timeout_s)
+
+    @post("/v1/completions", protocol.Completions)
+    async def completions(request: Request, body: protocol.Completions) -> Any:
+        return await openai.completions(request, service.find(body.model), body, timeout_s)
+
+    @post("/v1/embeddings", protocol.Embeddings)
+    async def embeddings(request: Request, body: protocol.Embeddings) -> Any:
+        return await openai.embeddings(request, service.find(body.model), body)
+
+    def texts(verb: str) -> None:
+        @post(f"/v1/{verb}", protocol.Texts)
+        async def work(request: Request, body: protocol.Texts) -> Any:
+            one = _able(service, body.model, verb)
+            if not 0 < len(body.several) <= protocol.MOST_INPUTS:
+                raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} texts", param="input")
+            found = await unless_gone(request, one.desk.do(verb, body.several))
+            return JSONResponse({"model": one.name, "results": found})
+
+    for verb in TEXT_VERBS:
+        texts(verb)
+
+    @post("/v1/answer", protocol.Question)
+    async def answer(request: Request, body: protocol.Question) -> Any:
+        one = _able(service, body.model, "answer")
+        work = one.desk.do("answer", [(body.question, body.context)])
+        found = await unless_gone(request, work)
+        return JSONResponse({"model": one.name, **found[0]})
+
+    @post("/tokenize", protocol.Tokenize)
+    async def tokenize(request: Request, body: protocol.Tokenize) -> Any:
+        tokenizer = _tokenizer(service.find(body.model))
+        ids = tokenizer.encode(body.text)
+        tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        return JSONResponse({"ids": ids, "tokens": tokens})
+
+    @post("/detokenize", protocol.Detokenize)
+    async def detokenize(request: Request, body: protocol.Detokenize) -> Any:
+        tokenizer = _tokenizer(service.find(body.model))
+        if body.ids and max(body.ids) >= tokenizer.vocab_size:
+            raise ApiError(400, f"ids end at {tokenizer.vocab_size - 1}", param="ids")
+        return JSONResponse({"text": tokenizer.decode(body.ids, skip_special=False)})
+
+    @app.get("/health/live")
+    async def live() -> Any:
+        return {"status": "alive"}
+
+    @app.get("/health/ready", responses={503: {"description": "not yet, or no longer"}})
+    async def ready() -> Any:
+        status = 200 if service.ready else 503
+        return JSONResponse({"status": "ready" if service.ready else "not ready"}, status)
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return PlainTextResponse(service.metrics())
+
+    made = app.openapi
+
+    def openapi_with_parts() -> dict[str, Any]:
+        schema = made()
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+        return schema
+
+    app.openapi = openapi_with_parts  # type: ignore[method-assign]
+
+
+ERRORS = {
+    400: "the request cannot be done as it is", 401: "no key", 403: "another page's request",
+    404: "no such model", 408: "the body did not come in time", 413: "the body is too large",
+    415: "the body is no JSON", 421: "another host's request", 429: "too many requests",
+    503: "shutting down", 504: "not complete in time",
+}  # fmt: skip
+
+
+async def _body(request: Request, kind: type[B]) -> B:
+    """The body as an object of some kind.
+
+    Raises:
+        ApiError: It is no JSON, or no such object; names the field.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ApiError(415, "send JSON: Content-Type: application/json")
+    raw = await request.body()
+    try:
+        value = parse_json(raw, "the body")
+        return kind.model_validate(value)
+    except CheckpointError as error:
+        raise ApiError(400, error.message) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        text = f"{field}: {first['msg']}" if field else first["msg"]
+        if first["type"] == "extra_forbidden":
+            near = registry.did_you_mean(str(first["loc"][-1])[:100], list(kind.model_fields))
+            text = f"{field[:200]} is not supported; {near}"
+        raise ApiError(400, text[:500], param=field[:200] or None) from error
+
+
+def _able(service: Service, name: str | None, verb: str) -> Hosted:
+    """The model of a name, or the first one that can do it."""
+    if name is None:
+        able = [one for one in service.hosted.values() if verb in one.verbs]
+        if not able:
+            raise ApiError(404, f"no model here can {verb}", code="model_not_found")
+        return able[0]
+    one = service.find(name)
+    if verb not in one.verbs:
+        raise ApiError(400, f"{one.name} cannot {verb}; it can {', '.join(sorted(one.verbs))}")
+    return one
+
+
+def _tokenizer(one: Hosted) -> Any:
+    if one.model.tokenizer is None:
+        raise ApiError(400, f"{one.name} has no tokenizer")
+    return one.model.tokenizer
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def api(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return JSONResponse(error.body(), error.status, headers=error.headers)
+
+    async def named(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, InkstoneError)
+        return await api(request, told(error))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        known = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        return await api(request, known)
+
+    app.add_exception_handler(ApiError, api)
+    app.add_exception_handler(InkstoneError, named)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _count(app: FastAPI, service: Service) -> None:
+    """Requests by address and status; the log holds no text of anybody's."""
+    known = {"/v1/models", "/metrics", "/health/live", "/health/ready", "/openapi.json"}
+
+    class Counting:
+        def __init__(self, inner: ASGIApp) -> None:
+            self.inner = inner
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return await self.inner(scope, receive, send)
+            began, status = time.perf_counter(), 499
+
+            async def sending(message: Any) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            try:
+                await self.inner(scope, receive, sending)
+            finally:
+                route = scope.get("route")
+                path = getattr(route, "path", None) or "other"
+                took = time.perf_counter() - began
+                service.requests.labels(path, status).inc()
+                service.seconds.labels(path).observe(took)
+                if path not in known:
+                    log.info("%s %s %d %.3f s", scope["method"], path, status, took)
+            return None
+
+    app.add_middleware(Counting)

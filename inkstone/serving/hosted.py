@@ -1,0 +1,135 @@
+"""A model that is served: what it can be asked, and the threads that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from inkstone import api
+from inkstone.errors import UsageError
+from inkstone.inference.chat import Conversation
+from inkstone.inference.engine import Engine
+from inkstone.inference.scoring import logprobs
+from inkstone.inference.speculative import PromptLookup
+from inkstone.pipeline.task_methods import VERBS
+from inkstone.serving.config import ServeConfig
+from inkstone.serving.desk import Desk
+from inkstone.serving.protocol import now
+from inkstone.serving.worker import Worker
+from inkstone.tasks import question_answering
+from inkstone.text.normalize import normalize
+
+TEXT_VERBS = ("classify", "tag", "translate", "summarize")
+NAME_CHARS = 200
+
+
+class Hosted:
+    """One model under one name.
+
+    Args:
+        name: What requests call it.
+        model: An opened model.
+        config: Of the server.
+
+    Attributes:
+        verbs: What it can be asked: "chat", "complete", "embed", or the verb of its task.
+        worker: Answers that grow token by token; None where it is no causal model.
+        desk: Everything else.
+        talk: How a conversation is put to it; None where it cannot chat.
+    """
+
+    def __init__(self, name: str, model: api.LanguageModel, config: ServeConfig) -> None:
+        self.name, self.model, self.created = name, model, now()
+        self.verbs: set[str] = set()
+        self.worker: Worker | None = None
+        self.talk: Conversation | None = None
+        kinds: dict[str, Callable[[list[Any]], list[Any]]] = {}
+        if model.kind == "causal" and model.tokenizer is not None:
+            engine = Engine(
+                model.model, model.tokenizer, most=config.most,
+                tokens_per_step=max(config.tokens_per_step, config.most),
+                cache_bytes=config.cache_bytes, guesser=PromptLookup(),
+            )  # fmt: skip
+            self.worker = Worker(engine, waiting=config.waiting)
+            self.talk = Conversation(model.generator, model.info)
+            self.verbs |= {"complete", "chat"}
+            kinds["score"] = self._scores
+        elif model.predictor is not None:
+            verb = VERBS.get(model.predictor.task.NAME)
+            if verb in TEXT_VERBS:
+                self.verbs.add(verb)
+                kinds[verb] = self._texts
+            elif verb == "answer":
+                self.verbs.add(verb)
+                kinds[verb] = self._answers
+        if model.kind == "encoder" and model.tokenizer is not None:
+            self.verbs.add("embed")
+            kinds["embed"] = lambda texts: list(model.embed(texts))
+        self.desk = Desk(kinds, waiting=config.waiting)
+
+    @classmethod
+    def open(cls, folder: str, config: ServeConfig, *, device: str = "auto") -> Hosted:
+        """Load a run or model folder; `name=folder` gives it another name than the folder's.
+
+        Raises:
+            InkstoneError: As of `inkstone.load`.
+            UsageError: It holds nothing that can be served.
+        """
+        name, equals, path = folder.partition("=")
+        if not equals or "/" in name:
+            name, path = Path(folder).resolve().name, folder
+        if not name or len(name) > NAME_CHARS:
+            raise UsageError(f"{name!r} is no name for a model", fix="write NAME=FOLDER")
+        model = api.load(path, device=device)
+        if not isinstance(model, api.LanguageModel):
+            raise UsageError(f"{path} holds word vectors, which answer no requests")
+        hosted = cls(name, model, config)
+        if not hosted.verbs:
+            raise UsageError(f"{path} ({model.family}) does nothing that can be asked over HTTP")
+        return hosted
+
+    def start(self) -> None:
+        """Begin; called inside the event loop."""
+        self.desk.start()
+        if self.worker is not None:
+            self.worker.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self.desk.stop()
+        if self.worker is not None:
+            self.worker.stop()
+
+    def about(self) -> dict[str, Any]:
+        """An entry of `/v1/models`."""
+        return {
+            "id": self.name, "object": "model", "created": self.created, "owned_by": "inkstone",
+            "family": self.model.family, "parameters": self.model.n_parameters,
+            "context": self.model.context, "can": sorted(self.verbs),
+        }  # fmt: skip
+
+    def token_bytes(self, token: int) -> bytes:
+        """The text of one token, which may be a part of a character."""
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer.token_bytes(token)
+
+    def _texts(self, texts: list[str]) -> list[dict[str, Any]]:
+        predictor = self.model.predictor
+        assert predictor is not None
+        examples = [predictor.task.example(text) for text in texts]
+        return [found.to_dict() for _, found in predictor(examples)]
+
+    def _answers(self, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        predictor = self.model.predictor
+        assert predictor is not None
+        make = question_answering.Example
+        examples = [make(question, normalize(context)) for question, context in pairs]
+        return [found.to_dict() for _, found in predictor(examples)]
+
+    def _scores(self, texts: list[Sequence[int]]) -> list[list[float]]:
+        """log p of every token but the first, of each text."""
+        rows = [(number, ids[1:]) for number, ids in enumerate(texts) if len(ids) > 1]
+        contexts = [ids[:1] for ids in texts]
+        found = iter(logprobs(self.model.model, contexts, rows, [len(ids) for _, ids in rows]))
+        return [next(found) if len(ids) > 1 else [] for ids in texts]

@@ -1,0 +1,308 @@
+"""OpenAI's interface: chat, completions and embeddings, as a whole or as events."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from inkstone.errors import UsageError
+from inkstone.inference.middle import BLANKS, prompt_between
+from inkstone.inference.sampling import TokenScore
+from inkstone.inference.stream import Chunk, Generation
+from inkstone.serving import protocol
+from inkstone.serving.answers import Asked, Events, merged, unless_gone, whole
+from inkstone.serving.errors import ApiError
+from inkstone.serving.hosted import Hosted
+from inkstone.serving.protocol import ChatCompletions, Completions, Embeddings
+
+DEFAULT_TOKENS = 1 << 20  # of a chat answer: to the end of the context
+WHITE = " \t\r\n"
+
+
+class Choices:
+    """What is told of the answers to one request, in the shape of one of the two interfaces.
+
+    Args:
+        hosted: The model.
+        asked: Every answer: what to continue, and how.
+        prompts: Tokens that were read.
+        kind: "chat.completion" or "text_completion".
+        logprobs: Whether they are told.
+        blanks: Of each answer the characters that its beginning is told without.
+    """
+
+    def __init__(
+        self,
+        hosted: Hosted,
+        asked: Sequence[Asked],
+        prompts: int,
+        *,
+        kind: str,
+        logprobs: bool,
+        blanks: Sequence[str],
+    ) -> None:
+        self.hosted, self.asked, self.kind, self.logprobs = hosted, list(asked), kind, logprobs
+        self.prompts, self.blanks = prompts, list(blanks)
+        self.id = protocol.new_id("chatcmpl" if self.chat else "cmpl")
+        self.created = protocol.now()
+        self._begun = [False] * len(asked)
+        self._lengths = [0] * len(asked)
+
+    @property
+    def chat(self) -> bool:
+        """Which of the two it is."""
+        return self.kind == "chat.completion"
+
+    def head(self, *, event: bool = False) -> dict[str, Any]:
+        """What every object begins with."""
+        kind = f"{self.kind}.chunk" if event and self.chat else self.kind
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.hosted.name,
+            "system_fingerprint": None,
+        }  # fmt: skip
+
+    def whole(self, answers: Sequence[Generation], echoes: Sequence[Echo]) -> dict[str, Any]:
+        """The object of complete answers."""
+        choices = []
+        for number, answer in enumerate(answers):
+            echo = echoes[number] if echoes else None
+            choice: dict[str, Any] = {"index": number, "finish_reason": answer.finish_reason}
+            text = self._trimmed(number, answer.text)
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            else:
+                choice["text"] = (echo.text if echo else "") + text
+            choice["logprobs"] = self._logprobs(number, answer.logprobs, echo)
+            choices.append(choice)
+        used = sum(len(answer.ids) for answer in answers)
+        return {**self.head(), "choices": choices, "usage": protocol.usage(self.prompts, used)}
+
+    async def events(
+        self, chunks: AsyncIterator[tuple[int, Chunk]], *, usage: bool
+    ) -> AsyncIterator[dict[str, Any] | str]:
+        """The objects of a stream."""
+        used = 0
+        more = {"usage": None} if usage else {}
+        async for number, chunk in chunks:
+            used += len(chunk.ids)
+            for choice in self._deltas(number, chunk):
+                yield {**self.head(event=True), "choices": [choice], **more}
+        if usage:
+            spent = protocol.usage(self.prompts, used)
+            yield {**self.head(event=True), "choices": [], "usage": spent}
+        yield "[DONE]"
+
+    def _deltas(self, number: int, chunk: Chunk) -> list[dict[str, Any]]:
+        logprobs = self._logprobs(number, chunk.logprobs, None)
+        if not self.chat:
+            text = self._trimmed(number, chunk.text)
+            return [{"index": number, "text": text, "logprobs": logprobs,
+                     "finish_reason": chunk.finish_reason}]  # fmt: skip
+        found: list[dict[str, Any]] = []
+        if not self._lengths[number]:
+            first = {"role": "assistant", "content": "", "refusal": None}
+            found.append({"index": number, "delta": first, "logprobs": None,
+                          "finish_reason": None})  # fmt: skip
+        text = self._trimmed(number, chunk.text)
+        self._lengths[number] += len(chunk.ids)
+        found.append({"index": number, "delta": {"content": text} if text else {},
+                      "logprobs": logprobs, "finish_reason": chunk.finish_reason})  # fmt: skip
+        return found
+
+    def _trimmed(self, number: int, text: str) -> str:
+        """Without the blanks that the beginning of an answer is told without."""
+        text = text if self._begun[number] else text.lstrip(self.blanks[number])
+        self._begun[number] = self._begun[number] or bool(text)
+        return text
+
+    def _logprobs(
+        self, number: int, scores: Sequence[TokenScore], echo: Echo | None
+    ) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        if self.chat:
+            return protocol.chat_logprobs(scores, self.hosted.token_bytes)
+
+        def text(token: int) -> str:
+            return self.hosted.token_bytes(token).decode("utf-8", "replace")
+
+        def name(token: int) -> str:
+            """A key, so unlike any other token's: what is no whole character by its bytes."""
+            raw = self.hosted.token_bytes(token)
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+        own: list[tuple[str, float | None, dict[str, float] | None]] = [
+            (text(s.id), s.logprob, {name(i): p for i, p in s.top}) for s in scores
+        ]
+        before = [] if echo is None else [(text(i), p, None) for i, p in echo.scores]
+        start = self._lengths[number]
+        self._lengths[number] += sum(len(token) for token, _, _ in own)
+        return protocol.completion_logprobs([*before, *own], start)
+
+
+class Echo:
+    """A prompt that is told again before its answer.
+
+    Args:
+        text: As it was sent.
+        scores: Of its tokens: id and log-probability; empty where these were not asked for.
+    """
+
+    def __init__(self, text: str, scores: Sequence[tuple[int, float | None]]) -> None:
+        self.text, self.scores = text, scores
+
+
+async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_s: float) -> Any:
+    """`POST /v1/chat/completions`."""
+    worker, talk = hosted.worker, hosted.talk
+    if worker is None or talk is None:
+        raise ApiError(400, f"{hosted.name} does not chat; it can {', '.join(hosted.verbs)}")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
+    most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    asked: list[Asked] = []
+    for config in body.sampling(most, logprobs):
+        put = talk.ask([message.plain() for message in body.messages], config)
+        if put.dropped:
+            raise ApiError(
+                400, f"the conversation does not fit the context of {worker.engine.max_seq_len:,} "
+                f"tokens: its first {put.dropped:,} messages would be lost; leave some out",
+                param="messages", code="context_length_exceeded",
+            )  # fmt: skip
+        asked.append((put.ids, put.config, put.end_ids))
+    choices = Choices(
+        hosted, asked, len(asked[0][0]), kind="chat.completion", logprobs=body.logprobs,
+        blanks=[WHITE] * len(asked),  # a transcript has one before the first word
+    )  # fmt: skip
+    return await _respond(request, body, choices, [], timeout_s)
+
+
+async def completions(request: Request, hosted: Hosted, body: Completions, timeout_s: float) -> Any:
+    """`POST /v1/completions`."""
+    if hosted.worker is None:
+        raise ApiError(400, f"{hosted.name} continues no text; it can {', '.join(hosted.verbs)}")
+    if body.best_of not in (None, body.n):
+        raise ApiError(400, "best_of is not supported beyond n", param="best_of")
+    if body.echo and body.stream:
+        raise ApiError(400, "echo cannot be streamed", param="echo")
+    prompts = _prompts(hosted, body)
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens=0 answers nothing without echo", param="max_tokens")
+    ends = hosted.model.generator.end_ids
+    configs = body.sampling(max(1, body.max_tokens), body.logprobs)
+    asked: list[Asked] = [(ids, config, ends) for ids, _ in prompts for config in configs]
+    echoes: list[Echo] = []
+    if body.echo:
+        scores: list[list[float]] = [[] for _ in prompts]
+        if body.logprobs is not None:
+            work = hosted.desk.do("score", [ids for ids, _ in prompts])
+            scores = await unless_gone(request, work)
+        for (ids, text), own in zip(prompts, scores, strict=True):
+            known = own if len(own) == len(ids) - 1 else []
+            told: list[tuple[int, float | None]] = list(zip(ids[1:], known, strict=False))
+            if text is None:  # ids came, so the first one is the client's
+                first: tuple[int, float | None] = (ids[0], None)
+                told = [first, *told]
+                text = hosted.model.generator.tokenizer.decode(ids)  # type: ignore[union-attr]
+            echoes += [Echo(text, told if body.logprobs is not None else [])] * body.n
+    choices = Choices(
+        hosted, asked, sum(len(ids) for ids, _ in prompts), kind="text_completion",
+        logprobs=body.logprobs is not None,
+        blanks=[_said_already(body, text) for _, text in prompts for _ in configs],
+    )  # fmt: skip
+    if body.max_tokens == 0:
+        empty = [Generation("", [], "length") for _ in asked]
+        return JSONResponse(choices.whole(empty, echoes))
+    return await _respond(request, body, choices, echoes, timeout_s)
+
+
+async def embeddings(request: Request, hosted: Hosted, body: Embeddings) -> Any:
+    """`POST /v1/embeddings`."""
+    if "embed" not in hosted.verbs:
+        raise ApiError(400, f"{hosted.name} makes no vectors; it can {', '.join(hosted.verbs)}")
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    if not 0 < len(texts) <= protocol.MOST_INPUTS:
+        raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} texts", param="input")
+    vectors = await unless_gone(request, hosted.desk.do("embed", texts))
+    if body.dimensions is not None and body.dimensions != len(vectors[0]):
+        raise ApiError(400, f"vectors have {len(vectors[0])} dimensions", param="dimensions")
+
+    def shown(vector: Any) -> Any:
+        if body.encoding_format == "float":
+            return [float(x) for x in vector]
+        return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+    tokenizer = hosted.model.tokenizer
+    assert tokenizer is not None
+    used = sum(map(len, tokenizer.encode_batch(texts)))
+    data = [
+        {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
+    ]
+    spent = {"prompt_tokens": used, "total_tokens": used}
+    return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": spent})
+
+
+async def _respond(
+    request: Request, body: Any, choices: Choices, echoes: Sequence[Echo], timeout_s: float
+) -> Any:
+    worker = choices.hosted.worker
+    assert worker is not None
+    if not body.stream:
+        answers = await unless_gone(request, whole(worker, choices.asked, timeout_s))
+        return JSONResponse(choices.whole(answers, echoes))
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    chunks = merged(worker, choices.asked, timeout_s)
+    # an error that comes before the first chunk still has a status
+    first = await unless_gone(request, anext(chunks))
+
+    async def again() -> AsyncIterator[tuple[int, Chunk]]:
+        async with contextlib.aclosing(chunks):
+            yield first
+            async for found in chunks:
+                yield found
+
+    return Events(choices.events(again(), usage=usage))
+
+
+def _prompts(hosted: Hosted, body: Completions) -> list[tuple[list[int], str | None]]:
+    """What is to be continued: ids, and the text where text was sent."""
+    given = body.prompt
+    several: list[Any]
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        several = [given]
+    else:
+        several = list(given)
+    if not 0 < len(several) * body.n <= protocol.MOST_INPUTS:
+        raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} prompts", param="prompt")
+    generator = hosted.model.generator
+    if body.suffix is not None:
+        if not all(isinstance(one, str) for one in several):
+            raise ApiError(400, "suffix goes with a prompt of text", param="suffix")
+        room = min(max(1, body.max_tokens), generator.max_seq_len // 2)
+        first = hosted.model.suffix_first
+        try:
+            return [
+                (prompt_between(generator, text, body.suffix, room, suffix_first=first), text)
+                for text in several
+            ]
+        except UsageError as error:
+            raise ApiError(400, error.message, param="suffix") from error
+    return [
+        (generator.encode(one), one) if isinstance(one, str) else (list(one), None)
+        for one in several
+    ]
+
+
+def _said_already(body: Completions, text: str | None) -> str:
+    """Blanks at the end of a prefix are not written again (`inference.middle`)."""
+    return BLANKS if body.suffix is not None and (text or "").endswith(tuple(BLANKS)) else ""

@@ -1,0 +1,238 @@
+"""What may be asked, as OpenAI's interface names it, and the shapes of the answers.
+
+A field that is known but cannot be done here (tools, images) is refused by name rather than passed
+over; a few that change nothing (`user`, `metadata`) are accepted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from inkstone.inference.config import MAX_STOPS, SamplingConfig
+from inkstone.inference.sampling import TokenScore
+
+MOST_CHOICES = 16
+MOST_INPUTS = 2048
+MOST_MESSAGES = 10_000
+MAX_CHARS = 1 << 24
+
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARS)]
+Id = Annotated[int, Field(ge=0, lt=1 << 31)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Body(BaseModel):
+    """The object that a request sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Body):
+    """How to stream: whether the last event tells what was used."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Sampled(Body):
+    """What chat and completions have in common."""
+
+    model: str | None = None
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: Probability = 0.0
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    stop: Text | list[Text] | None = Field(default=None)
+    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    def sampling(self, max_tokens: int, logprobs: int | None) -> list[SamplingConfig]:
+        """The settings of each of the `n` answers; seeds count up.
+
+        Raises:
+            UsageError: A value is out of range; names the field.
+        """
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        bias = {token_id(key): float(value) for key, value in (self.logit_bias or {}).items()}
+        shared: dict[str, Any] = {
+            "max_tokens": max_tokens, "temperature": float(self.temperature),
+            "top_p": float(self.top_p), "top_k": self.top_k, "min_p": float(self.min_p),
+            "repetition_penalty": float(self.repetition_penalty),
+            "presence_penalty": float(self.presence_penalty),
+            "frequency_penalty": float(self.frequency_penalty), "logit_bias": bias,
+            "stop": tuple(s for s in stops if s), "logprobs": logprobs is not None,
+            "top_logprobs": logprobs or 0,
+        }  # fmt: skip
+        return [
+            SamplingConfig(
+                **shared, seed=None if self.seed is None else (self.seed + i) % (1 << 63)
+            )
+            for i in range(self.n)
+        ]
+
+
+class Completions(Sampled):
+    """`POST /v1/completions`."""
+
+    prompt: Text | list[Text] | list[Id] | list[list[Id]] = ""
+    max_tokens: int = Field(default=16, ge=0, le=1 << 24)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool = False
+    best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    suffix: Text | None = None
+
+
+class TextPart(Body):
+    """A part of a message; only text is read."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As a template reads it."""
+        content = self.content or ""
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatCompletions(Sampled):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class Embeddings(Body):
+    """`POST /v1/embeddings`."""
+
+    input: Text | list[Text] = Field(...)
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1, le=1 << 16)
+    user: str | None = None
+
+
+class Texts(Body):
+    """`/v1/classify`, `/v1/tag`, `/v1/translate`, `/v1/summarize`."""
+
+    input: Text | list[Text]
+    model: str | None = None
+
+    @property
+    def several(self) -> list[str]:
+        """The inputs as a list."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class Question(Body):
+    """`POST /v1/answer`."""
+
+    question: Text
+    context: Text
+    model: str | None = None
+
+
+class Tokenize(Body):
+    """`POST /tokenize`."""
+
+    text: Text
+    model: str | None = None
+
+
+class Detokenize(Body):
+    """`POST /detokenize`."""
+
+    ids: list[Id] = Field(max_length=1 << 20)
+    model: str | None = None
+
+
+def token_id(key: str) -> int:
+    """The id that a key of `logit_bias` names; −1 where it names none."""
+    return int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
+
+
+def new_id(kind: str) -> str:
+    """A name for an answer."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """What a request has cost."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def chat_logprobs(scores: Sequence[TokenScore], text: Any) -> dict[str, Any]:
+    """`logprobs` of a chat answer; `text` gives the bytes of a token."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        raw = text(token)
+        shown = raw.decode("utf-8", "replace")
+        return {"token": shown, "logprob": logprob, "bytes": list(raw)}
+
+    return {
+        "content": [
+            one(s.id, s.logprob) | {"top_logprobs": [one(i, p) for i, p in s.top]} for s in scores
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(
+    scores: Sequence[tuple[str, float | None, dict[str, float] | None]], start: int
+) -> dict[str, Any]:
+    """`logprobs` of a completion: of each token its text, score and alternatives.
+
+    Args:
+        scores: In order.
+        start: Where the first one begins in the text.
+    """
+    offsets, place = [], start
+    for token, _, _ in scores:
+        offsets.append(place)
+        place += len(token)
+    return {
+        "tokens": [token for token, _, _ in scores],
+        "token_logprobs": [logprob for _, logprob, _ in scores],
+        "top_logprobs": [top for _, _, top in scores],
+        "text_offset": offsets,
+    }
+
+
+STOPS = MAX_STOPS

@@ -1,0 +1,207 @@
+"""An engine in a thread of its own, for callers in an event loop.
+
+The thread runs steps as long as somebody waits. What it has to tell goes to the loop once a step;
+what the loop wants of it (a request, or to forget one) waits in a queue until the next step begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inkstone.errors import InkstoneError
+from inkstone.inference.config import SamplingConfig
+from inkstone.inference.engine import Engine
+from inkstone.inference.stream import Chunk
+
+
+class Busy(InkstoneError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after_s: When to ask again.
+    """
+
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} requests wait already", fix=f"ask again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Stopped(InkstoneError):
+    """The worker was stopped, or its engine failed, before the answer was complete."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker has done so far.
+
+    Attributes:
+        answered: Requests that came to an end.
+        cancelled: Requests that nobody wanted any more.
+        prompt_tokens: Tokens of prompts.
+        answer_tokens: Tokens of answers.
+        steps: Passes of the model.
+    """
+
+    answered: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    steps: int = 0
+
+
+@dataclass(eq=False)
+class _Caller:
+    prompt: Sequence[int]
+    config: SamplingConfig
+    end_ids: Collection[int]
+    told: asyncio.Queue[Chunk | BaseException]
+    number: int | None = None
+    gone: bool = False
+
+
+class Worker:
+    """Runs an engine; to be used from one event loop.
+
+    Args:
+        engine: Nobody else uses it.
+        waiting: Requests that may wait beside those that are being answered.
+    """
+
+    def __init__(self, engine: Engine, *, waiting: int = 128) -> None:
+        self.engine, self.waiting = engine, waiting
+        self.counts = Counts()
+        self._open = 0
+        self._wishes: queue.SimpleQueue[_Caller | None] = queue.SimpleQueue()
+        self._callers: dict[int, _Caller] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stopping = False
+
+    def __len__(self) -> int:
+        """Requests that wait or are being answered."""
+        return self._open
+
+    def start(self) -> None:
+        """Begin; called inside the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end after its step; who still waits is told `Stopped`."""
+        self._stopping = True
+        self._wishes.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    async def stream(
+        self, prompt: Sequence[int], config: SamplingConfig, *, end_ids: Collection[int] = ()
+    ) -> AsyncIterator[Chunk]:
+        """Chunks of one answer. Leaving early (`aclose`, a cancelled task) ends it for good.
+
+        Raises:
+            Busy: Too many wait already.
+            UsageError: The prompt is empty, too long, or holds unknown ids.
+            Stopped: The worker was stopped or its engine failed.
+        """
+        most = self.engine.scheduler.most + self.waiting
+        if self._open >= most:
+            raise Busy(self._open, max(1, self._open // max(1, self.engine.scheduler.most)))
+        if self._stopping:
+            raise Stopped("the server is shutting down")
+        caller = _Caller(prompt, config, end_ids, asyncio.Queue())
+        self._open += 1
+        self._wishes.put(caller)
+        try:
+            while True:
+                found = await caller.told.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+                if found.finish_reason is not None:
+                    return
+        finally:
+            self._open -= 1
+            caller.gone = True
+            self._wishes.put(caller)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._listen(block=not len(self.engine))
+            if not len(self.engine) or self._stopping:
+                continue
+            try:
+                chunks = self.engine.step()
+            except Exception as error:
+                self._fail(error)
+                continue
+            self.counts.steps += 1
+            self._tell(chunks)
+        self._fail(None)
+        self._listen(block=False)
+
+    def _listen(self, *, block: bool) -> None:
+        """Take in what is wanted; wait for it where there is nothing else to do."""
+        while True:
+            try:
+                wish = self._wishes.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if wish is None:
+                continue
+            if wish.gone:
+                self._forget(wish)
+            else:
+                self._admit(wish)
+
+    def _admit(self, caller: _Caller) -> None:
+        if self._stopping:
+            return self._send([(caller, Stopped("the server is shutting down"))])
+        try:
+            caller.number = self.engine.submit(caller.prompt, caller.config, end_ids=caller.end_ids)
+        except Exception as error:
+            return self._send([(caller, error)])
+        self._callers[caller.number] = caller
+        self.counts.prompt_tokens += len(caller.prompt)
+        return None
+
+    def _forget(self, caller: _Caller) -> None:
+        if caller.number is not None and self._callers.pop(caller.number, None) is not None:
+            self.engine.cancel(caller.number)
+            self.counts.cancelled += 1
+
+    def _tell(self, chunks: Sequence[Chunk]) -> None:
+        told: list[tuple[_Caller, Any]] = []
+        for chunk in chunks:
+            caller = self._callers[chunk.index]
+            self.counts.answer_tokens += len(chunk.ids)
+            told.append((caller, chunk))
+            if chunk.finish_reason is not None:
+                del self._callers[chunk.index]
+                self.counts.answered += 1
+        self._send(told)
+
+    def _fail(self, error: Exception | None) -> None:
+        """Nobody's answer can go on."""
+        reason = "the server is shutting down" if error is None else f"the model failed: {error}"
+        told = []
+        for number, caller in self._callers.items():
+            self.engine.cancel(number)
+            told.append((caller, Stopped(reason)))
+        self._callers.clear()
+        self._send(told)
+
+    def _send(self, told: Sequence[tuple[_Caller, Any]]) -> None:
+        if not told or self._loop is None or self._loop.is_closed():
+            return
+
+        def deliver() -> None:
+            for caller, found in told:
+                caller.told.put_nowait(found)
+
+        self._loop.call_soon_threadsafe(deliver)
