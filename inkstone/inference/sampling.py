@@ -16,6 +16,7 @@ from torch import Tensor
 from inkstone.errors import ModelError
 from inkstone.inference.config import SamplingConfig
 
+COLDEST = 1e-30  # a temperature below is no number in fp32
 DRAWN_AHEAD = 256  # random numbers are drawn for this many tokens at a time
 
 
@@ -204,7 +205,9 @@ class Sampler:
         configs = [row.config for row in rows]
         self.n_logprobs = [c.top_logprobs if c.logprobs or c.top_logprobs else -1 for c in configs]
         self._greedy = torch.tensor([c.greedy for c in configs], device=device)
-        self._temperature = column([c.temperature or 1.0 for c in configs])
+        self._temperature = column(
+            [max(c.temperature, COLDEST) if c.temperature else 1.0 for c in configs]
+        )
         self._top_k = column([float(min(c.top_k or vocab_size, vocab_size)) for c in configs])
         self._top_p = column([c.top_p for c in configs])
         self._min_p = column([c.min_p for c in configs])

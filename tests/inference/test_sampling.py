@@ -196,9 +196,10 @@ def test_greedy_and_sampling_rows_in_one_batch() -> None:
     assert len({row[1] for row in picks}) > 3
 
 
-def test_tiny_temperatures_do_not_overflow() -> None:
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 5e-324])
+def test_tiny_temperatures_do_not_overflow(temperature: float) -> None:
     logits = _logits(1)
-    sampler = _sampler([SamplingConfig(temperature=1e-30, seed=0)])
+    sampler = _sampler([SamplingConfig(temperature=temperature, seed=0)])
     assert int(sampler(logits)[0][0]) == int(logits.argmax())
 
 
