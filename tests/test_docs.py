@@ -9,11 +9,13 @@ import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inkstone import recipe, registry
 from inkstone.cli.main import main
+from inkstone.serving.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -120,9 +122,19 @@ def test_commands_run(page: Path, folder: Path) -> None:
             arguments += [s for s in _short(arguments) if s.partition("=")[0] not in given]
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr("inkstone.serving.server.serve", _briefly)
             patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n"), encoding="utf-8"))
             code = main(arguments)
         assert code == 0, f"{page.name}: {shlex.join(words)}\n{err.getvalue()}"
+
+
+def _briefly(hosted: Any, config: Any, **options: Any) -> None:
+    """A server that starts, and stops at once."""
+    free = config.model_copy(update={"port": 0})
+    server = Server(hosted, free, **options)
+    server.should_exit = True
+    server.run()
+    assert server.started
 
 
 def _short(arguments: list[str]) -> list[str]:
