@@ -28,6 +28,13 @@ def command(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text. Repeatable.")
     ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer fits this expression.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="The answer is one of these. Repeatable.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Continuations.")] = 1,
     device: options.Device = "auto",
@@ -39,17 +46,20 @@ def command(
     """
     import json as encoder
     import sys
+    from pathlib import Path
 
     from inkstone import api
     from inkstone.cli.text import printable
     from inkstone.errors import UsageError
+    from inkstone.files import read_json
 
     text = " ".join(prompt) if prompt else ("" if sys.stdin.isatty() else sys.stdin.read())
     model = api.load(run, device=device)
     settings = {
         "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "min_p": min_p, "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()),
-        "seed": seed,
+        "seed": seed, "regex": regex, "choice": tuple(choice or ()),
+        "json_schema": None if json_schema is None else read_json(Path(json_schema)),
     }  # fmt: skip
     settings = {key: value for key, value in settings.items() if value is not None}
     if suffix is not None:

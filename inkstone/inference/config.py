@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inkstone import registry
 from inkstone.config import Section
@@ -13,6 +13,8 @@ from inkstone.errors import UsageError
 
 MAX_STOPS = 16
 MAX_BIASES = 1024
+MAX_CHOICES = 1024
+MAX_FORM_CHARS = 1 << 16
 MAX_STOP_CHARS = 1000
 
 
@@ -33,6 +35,9 @@ class SamplingConfig(Section):
         presence_penalty: Taken from the score of every token that the answer holds already.
         frequency_penalty: Taken from it once for every time that the answer holds it.
         logit_bias: Added to the scores of some tokens, by id; ±100 forces or forbids.
+        json_schema: The answer is JSON that fits this schema; {} for any JSON object.
+        regex: The answer fits this regular expression, from its beginning to its end.
+        choice: The answer is one of these texts. Of the three at most one is given.
         stop: The answer ends before the first of these texts, wherever token borders fall.
         seed: Prompt i of a batch draws from a generator of its own, seeded with seed + i, so its
             answer does not depend on its neighbours; None draws a fresh seed.
@@ -55,6 +60,9 @@ class SamplingConfig(Section):
     logit_bias: Mapping[int, Annotated[float, Field(ge=-100, le=100)]] = Field(
         default={}, max_length=MAX_BIASES
     )
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = Field(default=None, max_length=MAX_FORM_CHARS)
+    choice: tuple[str, ...] = Field(default=(), max_length=MAX_CHOICES)
     stop: tuple[str, ...] = Field(default=(), max_length=MAX_STOPS)
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     logprobs: bool = False
@@ -82,6 +90,25 @@ class SamplingConfig(Section):
                 f"sampling setting {field} = {given}: {first['msg']}",
                 fix="`inkstone generate --help` lists the settings and their ranges",
             ) from error
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _choices(cls, value: Any) -> Any:
+        texts = tuple(value) if isinstance(value, list) else value
+        if isinstance(texts, tuple) and any(isinstance(t, str) and not t for t in texts):
+            raise ValueError("a choice has at least one character")
+        return texts
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SamplingConfig:
+        if (self.json_schema is not None) + (self.regex is not None) + bool(self.choice) > 1:
+            raise ValueError("give one of json_schema, regex and choice")
+        return self
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer has to fit a form."""
+        return self.json_schema is not None or self.regex is not None or bool(self.choice)
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.constrained import Constraint
 from inkstone.inference.pages import Pages
 from inkstone.inference.sampling import Sampler
 from inkstone.inference.scheduler import Part, Request, Scheduler
@@ -98,6 +99,7 @@ class Engine:
         config: SamplingConfig,
         *,
         end_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
     ) -> int:
         """Queue a request.
 
@@ -105,6 +107,7 @@ class Engine:
             prompt: Token ids.
             config: How to choose, and when to end.
             end_ids: Tokens that end the answer.
+            constraint: The form that `config` asks for, where it was made already.
 
         Returns:
             Its number, which its chunks carry.
@@ -114,8 +117,9 @@ class Engine:
         """
         number = self._next
         answer = new_answer(
-            number, prompt, config, self.tokenizer, self.vocab_size, self.model.config, self.device
-        )
+            number, prompt, config, self.tokenizer, self.vocab_size, self.model.config,
+            self.device, constraint,
+        )  # fmt: skip
         self._next += 1
         running = _Running(Request(list(answer.prompt)), answer, frozenset(end_ids))
         self._running[number] = self._by_request[running.request] = running

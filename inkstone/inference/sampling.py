@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inkstone.errors import ModelError
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.constrained import Constraint
 
 COLDEST = 1e-30  # a temperature below is no number in fp32
 DRAWN_AHEAD = 256  # random numbers are drawn for this many tokens at a time
@@ -127,6 +128,7 @@ class Draws:
         vocab_size: V.
         device: Where the logits are.
         prompt: Its prompt's ids; needed where repetition is penalized.
+        constraint: The form that it has to fit.
     """
 
     def __init__(
@@ -135,8 +137,9 @@ class Draws:
         vocab_size: int,
         device: torch.device,
         prompt: Sequence[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.constraint = config, constraint
         self._source = torch.Generator()
         self._source.manual_seed(secrets.randbits(63) if config.seed is None else config.seed)
         self._drawn: list[float] = []
@@ -159,7 +162,7 @@ class Draws:
     @property
     def remembers(self) -> bool:
         """Whether scores depend on the tokens before in other ways than the model's."""
-        return self.seen is not None or self.counts is not None
+        return not (self.seen is None and self.counts is None and self.constraint is None)
 
     def uniform(self, ahead: int = 0) -> float:
         """The random number for the next token, or for one that comes `ahead` tokens later."""
@@ -178,6 +181,8 @@ class Draws:
             self.seen[token] = True
         if self.counts is not None:
             self.counts[token] += 1
+        if self.constraint is not None:
+            self.constraint.take(token)
 
 
 class Sampler:
@@ -267,6 +272,13 @@ class Sampler:
             none = logits.new_zeros(self.vocab_size)
             counts = torch.stack([none if r.counts is None else r.counts for r in rows])
             logits = penalize_counts(logits, counts, self._frequency, self._presence)
+        if any(row.constraint is not None for row in rows):
+            every = torch.ones(self.vocab_size, dtype=torch.bool, device=logits.device)
+            masks = [
+                every if r.constraint is None else r.constraint.mask(self.vocab_size, every.device)
+                for r in rows
+            ]
+            logits = logits.masked_fill(~torch.stack(masks), -torch.inf)
         return logits
 
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ import torch
 
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.constrained import Constraint, constraint_of
 from inkstone.inference.sampling import Draws, TokenScore
 from inkstone.inference.stop import StopMatcher
 
@@ -96,7 +97,11 @@ class Answer:
             self._scores.append(score)
         ended = token in end_ids
         text = "" if ended else self._matcher.push(self._push(token))
-        reason: FinishReason | None = "stop" if ended or self._matcher.stopped else None
+        form = self.draws.constraint
+        complete = form is not None and form.complete
+        reason: FinishReason | None = "stop" if ended or complete or self._matcher.stopped else None
+        if form is not None and form.broken:
+            reason = "length"
         if reason is None and self._count >= self.room:
             reason = "length"
         if reason is not None and not self._matcher.stopped:
@@ -122,6 +127,7 @@ def new_answer(
     vocab_size: int,
     model: Any,
     device: torch.device,
+    constraint: Constraint | None = None,
 ) -> Answer:
     """An answer that begins.
 
@@ -133,10 +139,11 @@ def new_answer(
         vocab_size: Ids that may be chosen.
         model: The model's `Config`.
         device: Where its scores will be.
+        constraint: The form that the settings ask for, where it was made already.
 
     Raises:
-        UsageError: The prompt is empty, too long, or holds unknown ids; or stop texts are given
-            without a tokenizer.
+        UsageError: The prompt is empty, too long, or holds unknown ids; stop texts or a form are
+            given without a tokenizer; the form is malformed or too complex.
     """
     ids = [int(i) for i in prompt]
     if not ids:
@@ -155,5 +162,7 @@ def new_answer(
         )
     if config.stop and tokenizer is None:
         raise UsageError("stop texts need a tokenizer", fix="give end_ids instead")
-    draws = Draws(config, vocab_size, device, ids)
+    if constraint is None:
+        constraint = constraint_of(config, tokenizer)
+    draws = Draws(config, vocab_size, device, ids, constraint)
     return Answer(index, ids, config, min(room, config.max_tokens), tokenizer, draws)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from inkstone.inference.config import MAX_STOPS, SamplingConfig
+from inkstone.inference.config import MAX_CHOICES, MAX_FORM_CHARS, SamplingConfig
 from inkstone.inference.sampling import TokenScore
 
 MOST_CHOICES = 16
@@ -39,6 +39,22 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
+class JsonSchema(Body):
+    """The schema that an answer has to fit."""
+
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(default={}, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What an answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
 class Sampled(Body):
     """What chat and completions have in common."""
 
@@ -53,6 +69,9 @@ class Sampled(Body):
     logit_bias: dict[str, float] | None = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     stop: Text | list[Text] | None = Field(default=None)
+    response_format: ResponseFormat | None = None
+    regex: str | None = Field(default=None, max_length=MAX_FORM_CHARS)
+    choice: list[str] | None = Field(default=None, min_length=1, max_length=MAX_CHOICES)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -76,7 +95,8 @@ class Sampled(Body):
             "presence_penalty": float(self.presence_penalty),
             "frequency_penalty": float(self.frequency_penalty), "logit_bias": bias,
             "stop": tuple(s for s in stops if s), "logprobs": logprobs is not None,
-            "top_logprobs": logprobs or 0,
+            "top_logprobs": logprobs or 0, "regex": self.regex,
+            "choice": tuple(self.choice or ()), "json_schema": self.schema_wanted,
         }  # fmt: skip
         return [
             SamplingConfig(
@@ -84,6 +104,16 @@ class Sampled(Body):
             )
             for i in range(self.n)
         ]
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The schema that the answer has to fit, if any."""
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.type == "json_object":
+            return {"type": "object"}
+        return {} if form.json_schema is None else form.json_schema.schema_
 
 
 class Completions(Sampled):
@@ -233,6 +263,3 @@ def completion_logprobs(
         "top_logprobs": [top for _, _, top in scores],
         "text_offset": offsets,
     }
-
-
-STOPS = MAX_STOPS

@@ -15,6 +15,7 @@ from typing import Any
 
 from inkstone.errors import InkstoneError
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.constrained import Constraint, constraint_of
 from inkstone.inference.engine import Engine
 from inkstone.inference.stream import Chunk
 
@@ -60,6 +61,7 @@ class _Caller:
     config: SamplingConfig
     end_ids: Collection[int]
     told: asyncio.Queue[Chunk | BaseException]
+    constraint: Constraint | None = None
     number: int | None = None
     gone: bool = False
 
@@ -115,8 +117,11 @@ class Worker:
             raise Stopped("the server is shutting down")
         caller = _Caller(prompt, config, end_ids, asyncio.Queue())
         self._open += 1
-        self._wishes.put(caller)
         try:
+            if config.constrained:  # it takes a while, and the engine should not wait
+                tokenizer = self.engine.tokenizer
+                caller.constraint = await asyncio.to_thread(constraint_of, config, tokenizer)
+            self._wishes.put(caller)
             while True:
                 found = await caller.told.get()
                 if isinstance(found, BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ def test_what_cannot_be_done_is_named(client: Any) -> None:
         ({"max_tokens": -1}, "max_tokens"),
         ({"top_p": 0}, "top_p"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages"),
         ({"logit_bias": {"1": 1000}}, "logit_bias"),
@@ -149,3 +150,24 @@ def test_a_key_is_needed(server: Server) -> None:
         other = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             other.models.list()
+
+
+def test_answers_that_fit_a_form(client: Any) -> None:
+    pytest.importorskip("llguidance", reason="llguidance is not installed (extra `serve`)")
+    create = client.chat.completions.create
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}},
+              "required": ["n"], "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
+    asked = {"model": "small", "messages": [{"role": "user", "content": "Hello"}], "seed": 1}
+    for streamed in (False, True):
+        found = create(**asked, response_format=form, max_tokens=100, stream=streamed)
+        if streamed:
+            text = "".join(event.choices[0].delta.content or "" for event in found)
+        else:
+            text = found.choices[0].message.content
+        assert set(json.loads(text)) == {"n"}
+    chosen = create(**asked, extra_body={"choice": ["yes", "no"]})
+    assert chosen.choices[0].message.content in ("yes", "no")
+    assert chosen.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="form"):
+        create(**asked, extra_body={"regex": "(unclosed"})
