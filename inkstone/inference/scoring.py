@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inkstone.inference.sampling import TokenScore
 from inkstone.nn.cache import KVCache
 
 TOKENS_AT_ONCE = 8192  # of the caches, padding included
@@ -56,6 +57,38 @@ def logprobs(
         left = iter(scores)
         for number, _ in part:
             found[number] = [next(left) for _ in range(last[number])]
+    return found
+
+
+@torch.inference_mode()
+def token_scores(
+    model: Any, texts: Sequence[Sequence[int]], top: Sequence[int], vocab_size: int
+) -> list[list[TokenScore]]:
+    """What a model thinks of every token but the first of some texts.
+
+    Args:
+        model: As in `logprobs`.
+        texts: Ids, at least one each.
+        top: Of each text how many alternatives are told.
+        vocab_size: Ids that count.
+    """
+    rows = [(number, ids[1:]) for number, ids in enumerate(texts) if len(ids) > 1]
+    found: list[list[TokenScore]] = [[] for _ in texts]
+    for part in states(model, [ids[:1] for ids in texts], rows):
+        for row, hidden in part:
+            number, ids = rows[row]
+            for at in range(0, len(ids), STATES_AT_ONCE):
+                some = torch.tensor(ids[at : at + STATES_AT_ONCE], device=hidden.device)
+                logits = model.logits(hidden[at : at + STATES_AT_ONCE])[:, :vocab_size]
+                given = logits.float().log_softmax(-1)
+                own = given.gather(1, some[:, None])[:, 0].tolist()
+                values, tokens = (x.tolist() for x in given.topk(min(top[number], vocab_size)))
+                found[number] += [
+                    TokenScore(token, score, tuple(zip(names, best, strict=True)))
+                    for token, score, names, best in zip(
+                        some.tolist(), own, tokens, values, strict=True
+                    )
+                ]
     return found
 
 

@@ -10,7 +10,8 @@ from inkstone import api
 from inkstone.errors import UsageError
 from inkstone.inference.chat import Conversation
 from inkstone.inference.engine import Engine
-from inkstone.inference.scoring import logprobs
+from inkstone.inference.sampling import TokenScore
+from inkstone.inference.scoring import token_scores
 from inkstone.inference.speculative import PromptLookup
 from inkstone.pipeline.task_methods import VERBS
 from inkstone.serving.config import ServeConfig
@@ -127,9 +128,8 @@ class Hosted:
         examples = [make(question, normalize(context)) for question, context in pairs]
         return [found.to_dict() for _, found in predictor(examples)]
 
-    def _scores(self, texts: list[Sequence[int]]) -> list[list[float]]:
-        """log p of every token but the first, of each text."""
-        rows = [(number, ids[1:]) for number, ids in enumerate(texts) if len(ids) > 1]
-        contexts = [ids[:1] for ids in texts]
-        found = iter(logprobs(self.model.model, contexts, rows, [len(ids) for _, ids in rows]))
-        return [next(found) if len(ids) > 1 else [] for ids in texts]
+    def _scores(self, asked: list[tuple[Sequence[int], int]]) -> list[list[TokenScore]]:
+        """Of texts and numbers of alternatives: what the model thinks of the tokens."""
+        assert self.worker is not None
+        size = self.worker.engine.vocab_size
+        return token_scores(self.model.model, [x for x, _ in asked], [n for _, n in asked], size)

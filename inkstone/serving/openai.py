@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,25 +141,29 @@ class Choices:
             except UnicodeDecodeError:
                 return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-        own: list[tuple[str, float | None, dict[str, float] | None]] = [
-            (text(s.id), s.logprob, {name(i): p for i, p in s.top}) for s in scores
-        ]
-        before = [] if echo is None else [(text(i), p, None) for i, p in echo.scores]
+        told: list[tuple[str, float | None, dict[str, float] | None]] = []
+        if echo is not None and echo.first is not None:
+            told.append((text(echo.first), None, None))
+        for one in (*(echo.scores if echo is not None else ()), *scores):
+            told.append((text(one.id), one.logprob, {name(i): p for i, p in one.top}))
         start = self._lengths[number]
-        self._lengths[number] += sum(len(token) for token, _, _ in own)
-        return protocol.completion_logprobs([*before, *own], start)
+        self._lengths[number] += sum(len(token) for token, _, _ in told)
+        return protocol.completion_logprobs(told, start)
 
 
+@dataclass(frozen=True, slots=True)
 class Echo:
     """A prompt that is told again before its answer.
 
-    Args:
+    Attributes:
         text: As it was sent.
-        scores: Of its tokens: id and log-probability; empty where these were not asked for.
+        scores: Of its tokens, where these are asked for.
+        first: A token ahead of these, which nothing was there to foretell.
     """
 
-    def __init__(self, text: str, scores: Sequence[tuple[int, float | None]]) -> None:
-        self.text, self.scores = text, scores
+    text: str
+    scores: Sequence[TokenScore]
+    first: int | None = None
 
 
 async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_s: float) -> Any:
@@ -203,18 +208,18 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
     asked: list[Asked] = [(ids, config, ends) for ids, _ in prompts for config in configs]
     echoes: list[Echo] = []
     if body.echo:
-        scores: list[list[float]] = [[] for _ in prompts]
+        scores: list[list[TokenScore]] = [[] for _ in prompts]
         if body.logprobs is not None:
-            work = hosted.desk.do("score", [ids for ids, _ in prompts])
+            work = hosted.desk.do("score", [(ids, body.logprobs) for ids, _ in prompts])
             scores = await unless_gone(request, work)
         for (ids, text), own in zip(prompts, scores, strict=True):
-            known = own if len(own) == len(ids) - 1 else []
-            told: list[tuple[int, float | None]] = list(zip(ids[1:], known, strict=False))
             if text is None:  # ids came, so the first one is the client's
-                first: tuple[int, float | None] = (ids[0], None)
-                told = [first, *told]
-                text = hosted.model.generator.tokenizer.decode(ids)  # type: ignore[union-attr]
-            echoes += [Echo(text, told if body.logprobs is not None else [])] * body.n
+                tokenizer = hosted.model.generator.tokenizer
+                assert tokenizer is not None
+                first = ids[0] if body.logprobs is not None else None
+                echoes += [Echo(tokenizer.decode(ids), own, first)] * body.n
+            else:
+                echoes += [Echo(text, own)] * body.n
     choices = Choices(
         hosted, asked, sum(len(ids) for ids, _ in prompts), kind="text_completion",
         logprobs=body.logprobs is not None,

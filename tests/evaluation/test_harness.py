@@ -288,3 +288,36 @@ def test_a_model_without_a_tokenizer_cannot_be_asked(opened: LanguageModel) -> N
 def test_data_or_harness(opened: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(opened.path)]) == 2
     assert "--harness" in capsys.readouterr().err
+
+
+def test_over_http_the_scores_are_the_same(opened: LanguageModel, tasks_dir: Path) -> None:
+    """Its `local-completions` asks the server, with the folder's own tokenizer."""
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
+
+    from tests.serving.conftest import running
+
+    rows = [json.loads(x) for x in (tasks_dir / "choice.jsonl").read_text().splitlines()]
+    pairs = [(r["question"][-40:].strip(), o) for r in rows for o in r["options"]]
+    made = [Instance("loglikelihood", {}, p, i) for i, p in enumerate(pairs)]
+    with running(("tiny", opened)) as server:
+        # theirs leaves room for one token more than the model needs
+        remote = LocalCompletionsAPI(
+            base_url=f"{server.url}/v1/completions", model="tiny", tokenizer=str(opened.path),
+            tokenizer_backend="huggingface", max_length=CONTEXT + 1, max_gen_toks=6, batch_size=4,
+        )  # fmt: skip
+        found = remote.loglikelihood(made, disable_tqdm=True)
+        written = simple_evaluate(
+            model=remote, tasks=["ink_write"], log_samples=False,
+            task_manager=TaskManager(include_path=str(tasks_dir), include_defaults=False),
+        )["results"]["ink_write"]  # fmt: skip
+    assert len(pairs) == 72
+    for ours, (nats, is_greedy) in zip(
+        Answers(opened.generator).likelihoods(pairs), found, strict=True
+    ):
+        assert ours == (pytest.approx(nats, abs=2e-4), is_greedy)
+    (score,) = evaluate(opened, ("ink_write",), tasks_dir=tasks_dir)
+    assert score.value == pytest.approx(written[f"{score.metric},{score.filter}"])

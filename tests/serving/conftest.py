@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,28 +38,30 @@ def small_model(**info: Any) -> api.LanguageModel:
     return api.LanguageModel(Path("small"), model.eval(), tokenizer, {"inkstone": "x", **info})
 
 
+@contextlib.contextmanager
+def running(*models: tuple[str, api.LanguageModel], **settings: Any) -> Iterator[Server]:
+    """A server in a thread of its own."""
+    config = ServeConfig(port=0, grace_s=2.0, **settings)
+    up = threading.Event()
+    server = Server(
+        [Hosted(name, model, config) for name, model in models], config, told=lambda _: up.set()
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert up.wait(30), "the server did not start"
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive(), "the server did not stop"
+
+
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
-    """Starts servers in threads of their own, and stops them."""
-    running: list[tuple[Server, threading.Thread]] = []
-
-    def begin(*models: tuple[str, api.LanguageModel], **settings: Any) -> Server:
-        config = ServeConfig(port=0, grace_s=2.0, **settings)
-        hosted = [Hosted(name, model, config) for name, model in models]
-        up = threading.Event()
-        server = Server(hosted, config, told=lambda _: up.set())
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        assert up.wait(30), "the server did not start"
-        running.append((server, thread))
-        return server
-
-    yield begin
-    for server, _ in running:
-        server.should_exit = True
-    for _, thread in running:
-        thread.join(30)
-        assert not thread.is_alive(), "the server did not stop"
+    """Starts servers, and stops them at the end of the module."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *models, **settings: stack.enter_context(running(*models, **settings))
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,8 @@ def test_log_probabilities_and_echo(client: Any) -> None:
     again = client.completions.create(
         model="small", prompt=ids, max_tokens=0, echo=True, logprobs=0
     ).choices[0]
-    assert again.logprobs.token_logprobs[0] is None
+    assert again.logprobs.token_logprobs[0] is None and again.logprobs.top_logprobs[0] is None
+    assert all(top == {} for top in again.logprobs.top_logprobs[1:])
     assert again.logprobs.token_logprobs[7:] == pytest.approx(
         found.logprobs.token_logprobs, abs=1e-4
     )
