@@ -1,6 +1,6 @@
 """Tasks on real data, each scored on its official test set, 2 threads.
 
-    python -m benchmarks.tasks [--only NAME ...] [--seeds SEED ...]
+    python -m benchmarks.tasks [--only NAME ...] [--seeds SEED ...] [--share SHARE ...]
 
 Each row is one `inkstone train RECIPE --data …`. Seconds are of the whole command: reading,
 choosing, training, scoring and the report. Rows named "…, MiniLM" begin with the trained weights of
@@ -9,12 +9,14 @@ that of the simplest answer beside them, or, where texts are labelled, of scikit
 words and logistic regression as they come, fitted here;
 of several seeds, their mean ± standard deviation (what is fitted at once depends on the seed in
 nothing but the order of sentences). "wanted" is what the task should reach. Runs are kept in
-benchmarks/out, each under its task and seed, so that the table can be made in pieces.
+benchmarks/out, each under its task and seed, so that the table can be made in pieces. With --share
+a task is trained on parts of its training examples instead: a learning curve, which is not kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import re
@@ -159,7 +161,7 @@ JOBS = {
 }  # fmt: skip
 
 
-def measure(name: str, seed: int) -> dict[str, Row]:
+def measure(name: str, seed: int, share: float = 1.0) -> dict[str, Row]:
     """Train and score one job with one seed: what is kept of it, by row."""
     job = JOBS[name]
     settings = [text.format(data=common.SHARED_DATA) for text in job.settings]
@@ -168,6 +170,8 @@ def measure(name: str, seed: int) -> dict[str, Row]:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         data = _place(job, Path(temporary) / "data")
+        if share < 1:
+            data = thinned(data, share, Path(temporary) / "part")
         result = common.train(job.recipe, data, *settings, f"{job.seed}={seed}", run=run)
         assert result["part"] == "test", result["part"]
         results = {name: result}
@@ -183,6 +187,20 @@ def measure(name: str, seed: int) -> dict[str, Row]:
         }
         for row, of in results.items()
     }  # fmt: skip
+
+
+def thinned(data: Path, share: float, folder: Path) -> Path:
+    """A copy of a folder whose training files hold so many of their lines, evenly spread."""
+    folder.mkdir()
+    for path in data.glob("*.jsonl*"):
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = list(file)
+        if path.name.startswith("train"):
+            lines = [x for i, x in enumerate(lines) if int((i + 1) * share) > int(i * share)]
+        with opened(folder / path.name, "wt", encoding="utf-8") as file:
+            file.writelines(lines)
+    return folder
 
 
 def table(kept: dict[str, dict[str, Row]]) -> list[Row]:
@@ -261,7 +279,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--share", nargs="+", type=float, default=[])
     given = parser.parse_args()
+    if given.share:
+        curve = []
+        for name in given.only:
+            for share in given.share:
+                run = measure(name, given.seeds[0], share)[name]
+                reached = f"{run['percent']:.2f}"
+                curve.append({"task": name, "share": f"{share:.3g}", JOBS[name].score: reached})
+                print(curve[-1], flush=True)
+        return common.report("tasks_curve", curve)
     path = common.OUT / "tasks.json"
     kept = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else {}
     for name in given.only:
@@ -270,6 +298,7 @@ def main() -> None:
                 kept.setdefault(row, {})[str(seed)] = run
                 print(row, "seed", seed, run, flush=True)
             common.report("tasks", table(kept), runs=kept)
+    return None
 
 
 if __name__ == "__main__":
