@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.stream import Chunk, Generation
 from inkstone.serving.errors import ApiError
-from inkstone.serving.worker import Stopped, Worker
+from inkstone.serving.threads import Stopped
+from inkstone.serving.worker import Worker
 
 T = TypeVar("T")
 Asked = tuple[Sequence[int], SamplingConfig, Collection[int]]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inkstone.errors import InkstoneError
-from inkstone.serving.worker import Busy, Stopped
+from inkstone.serving.threads import InThread, Stopped
 
 TOGETHER = 256  # inputs
 
@@ -22,7 +21,7 @@ class _Job:
     done: asyncio.Future[list[Any]]
 
 
-class Desk:
+class Desk(InThread[_Job]):
     """A thread that does one thing after another, for callers in an event loop.
 
     Args:
@@ -33,29 +32,9 @@ class Desk:
     def __init__(
         self, kinds: dict[str, Callable[[list[Any]], list[Any]]], *, waiting: int = 128
     ) -> None:
+        super().__init__("desk")
         self.kinds, self.waiting = kinds, waiting
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: _Job | None = None
-        self._open = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
-        self._stopping = False
-
-    def __len__(self) -> int:
-        """Jobs that wait or are being done."""
-        return self._open
-
-    def start(self) -> None:
-        """Begin; called inside the event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end; who still waits is told `Stopped`."""
-        self._stopping = True
-        self._jobs.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
 
     async def do(self, kind: str, inputs: Sequence[Any]) -> list[Any]:
         """The results of some inputs.
@@ -65,13 +44,10 @@ class Desk:
             Stopped: The server is shutting down.
             InkstoneError: Of the work itself.
         """
-        if self._open >= self.waiting:
-            raise Busy(self._open, 1)
-        if self._stopping:
-            raise Stopped("the server is shutting down")
+        self._check(self.waiting, 1)
         job = _Job(kind, inputs, asyncio.get_running_loop().create_future())
         self._open += 1
-        self._jobs.put(job)
+        self._wishes.put(job)
         try:
             return await job.done
         finally:
@@ -89,7 +65,7 @@ class Desk:
                 continue
             self._tell(jobs, results)
         while (job := self._take(block=False)) is not None:
-            self._answer(job, Stopped("the server is shutting down"))
+            self._answer(job, Stopped())
 
     def _next(self) -> list[_Job]:
         """The job that came first, and others of its kind that wait right behind it."""
@@ -110,7 +86,7 @@ class Desk:
             job, self._held = self._held, None
             if job is None:
                 try:
-                    job = self._jobs.get(block=block)
+                    job = self._wishes.get(block=block)
                 except queue.Empty:
                     return None
             if job is None or not job.done.cancelled():
@@ -146,5 +122,4 @@ class Desk:
             else:
                 job.done.set_result(found)
 
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(deliver)
+        self._in_loop(deliver)

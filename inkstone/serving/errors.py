@@ -11,7 +11,7 @@ from inkstone.errors import (
     TokenizerError,
     UsageError,
 )
-from inkstone.serving.worker import Busy, Stopped
+from inkstone.serving.threads import Busy, Stopped
 
 STATUSES: dict[type[InkstoneError], int] = {
     Busy: 429,

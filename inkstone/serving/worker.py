@@ -8,32 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inkstone.errors import InkstoneError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.constrained import Constraint, constraint_of
 from inkstone.inference.engine import Engine
 from inkstone.inference.stream import Chunk
-
-
-class Busy(InkstoneError):
-    """Too many requests wait already.
-
-    Attributes:
-        retry_after_s: When to ask again.
-    """
-
-    def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} requests wait already", fix=f"ask again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
-
-
-class Stopped(InkstoneError):
-    """The worker was stopped, or its engine failed, before the answer was complete."""
+from inkstone.serving.threads import InThread, Stopped
 
 
 @dataclass(slots=True)
@@ -66,7 +49,7 @@ class _Caller:
     gone: bool = False
 
 
-class Worker:
+class Worker(InThread["_Caller"]):
     """Runs an engine; to be used from one event loop.
 
     Args:
@@ -75,30 +58,10 @@ class Worker:
     """
 
     def __init__(self, engine: Engine, *, waiting: int = 128) -> None:
+        super().__init__("engine")
         self.engine, self.waiting = engine, waiting
         self.counts = Counts()
-        self._open = 0
-        self._wishes: queue.SimpleQueue[_Caller | None] = queue.SimpleQueue()
         self._callers: dict[int, _Caller] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._stopping = False
-
-    def __len__(self) -> int:
-        """Requests that wait or are being answered."""
-        return self._open
-
-    def start(self) -> None:
-        """Begin; called inside the event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the thread end after its step; who still waits is told `Stopped`."""
-        self._stopping = True
-        self._wishes.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
 
     async def stream(
         self, prompt: Sequence[int], config: SamplingConfig, *, end_ids: Collection[int] = ()
@@ -110,11 +73,8 @@ class Worker:
             UsageError: The prompt is empty, too long, or holds unknown ids.
             Stopped: The worker was stopped or its engine failed.
         """
-        most = self.engine.scheduler.most + self.waiting
-        if self._open >= most:
-            raise Busy(self._open, max(1, self._open // max(1, self.engine.scheduler.most)))
-        if self._stopping:
-            raise Stopped("the server is shutting down")
+        at_once = self.engine.scheduler.most
+        self._check(at_once + self.waiting, max(1, self._open // at_once))
         caller = _Caller(prompt, config, end_ids, asyncio.Queue())
         self._open += 1
         try:
@@ -166,7 +126,7 @@ class Worker:
 
     def _admit(self, caller: _Caller) -> None:
         if self._stopping:
-            return self._send([(caller, Stopped("the server is shutting down"))])
+            return self._send([(caller, Stopped())])
         try:
             caller.number = self.engine.submit(caller.prompt, caller.config, end_ids=caller.end_ids)
         except Exception as error:
@@ -193,20 +153,18 @@ class Worker:
 
     def _fail(self, error: Exception | None) -> None:
         """Nobody's answer can go on."""
-        reason = "the server is shutting down" if error is None else f"the model failed: {error}"
+        stopped = Stopped() if error is None else Stopped(f"the model failed: {error}")
         told = []
         for number, caller in self._callers.items():
             self.engine.cancel(number)
-            told.append((caller, Stopped(reason)))
+            told.append((caller, stopped))
         self._callers.clear()
         self._send(told)
 
     def _send(self, told: Sequence[tuple[_Caller, Any]]) -> None:
-        if not told or self._loop is None or self._loop.is_closed():
-            return
-
         def deliver() -> None:
             for caller, found in told:
                 caller.told.put_nowait(found)
 
-        self._loop.call_soon_threadsafe(deliver)
+        if told:
+            self._in_loop(deliver)

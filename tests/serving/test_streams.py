@@ -18,7 +18,8 @@ from inkstone.inference.config import SamplingConfig
 from inkstone.inference.engine import Engine
 from inkstone.inference.stream import Chunk
 from inkstone.serving.server import Server
-from inkstone.serving.worker import Busy, Stopped, Worker
+from inkstone.serving.threads import Busy, Stopped
+from inkstone.serving.worker import Worker
 from tests.serving.conftest import CONTEXT, Start, small_model
 from tests.serving.test_guard import ask
 
