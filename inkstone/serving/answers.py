@@ -19,6 +19,8 @@ from inkstone.serving.threads import Stopped
 from inkstone.serving.worker import Worker
 
 T = TypeVar("T")
+DEFAULT_TOKENS = 1 << 20  # of an answer: to the end of the context
+WHITE = " \t\r\n"
 Asked = tuple[Sequence[int], SamplingConfig, Collection[int]]
 
 
@@ -107,6 +109,16 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+async def again(
+    first: tuple[int, Chunk], chunks: AsyncGenerator[tuple[int, Chunk], None]
+) -> AsyncIterator[tuple[int, Chunk]]:
+    """A stream whose first chunk was taken already; it is closed with this one."""
+    async with contextlib.aclosing(chunks):
+        yield first
+        async for found in chunks:
+            yield found
+
+
 class Events(Response):
     """A response of server-sent events; it ends where the client goes away.
 
@@ -137,7 +149,9 @@ class Events(Response):
     async def _send(self, send: Send) -> None:
         async def line(event: dict[str, Any] | str) -> None:
             text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
-            data = f"data: {text}\n\n".encode("utf-8", "replace")
+            kind = event.get("type") if isinstance(event, dict) else None
+            named = f"event: {kind}\n" if kind else ""
+            data = f"{named}data: {text}\n\n".encode("utf-8", "replace")
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         try:

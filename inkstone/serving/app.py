@@ -20,6 +20,7 @@ from inkstone import __version__, registry
 from inkstone.errors import CheckpointError, InkstoneError
 from inkstone.files import parse_json
 from inkstone.serving import openai, protocol
+from inkstone.serving import responses as newer
 from inkstone.serving.answers import unless_gone
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.errors import ApiError, told
@@ -67,21 +68,28 @@ class Service:
             }.items()
         }
 
-    def find(self, name: str | None) -> Hosted:
-        """The model of a name; the first one for none.
+    def find(self, name: str | None, verb: str | None = None) -> Hosted:
+        """The model of a name; for none the first one that can do what is asked.
 
         Raises:
-            ApiError: There is no such model.
+            ApiError: There is no such model, or it cannot.
         """
         if name is None:
-            return next(iter(self.hosted.values()))
+            able = [one for one in self.hosted.values() if verb is None or verb in one.verbs]
+            if not able:
+                raise ApiError(404, f"no model here can {verb}", code="model_not_found")
+            return able[0]
         if name not in self.hosted:
             near = registry.did_you_mean(name[:200], list(self.hosted))
             raise ApiError(
                 404, f"there is no model {name[:200]!r}; {near}", param="model",
                 code="model_not_found",
             )  # fmt: skip
-        return self.hosted[name]
+        one = self.hosted[name]
+        if verb is not None and verb not in one.verbs:
+            can = ", ".join(sorted(one.verbs))
+            raise ApiError(400, f"{name} cannot {verb}; it can {can}", param="model")
+        return one
 
     def start(self) -> None:
         """Begin; called inside the event loop."""
@@ -175,20 +183,26 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @post("/v1/chat/completions", protocol.ChatCompletions)
     async def chat(request: Request, body: protocol.ChatCompletions) -> Any:
-        return await openai.chat(request, service.find(body.model), body, timeout_s)
+        return await openai.chat(request, service.find(body.model, "chat"), body, timeout_s)
 
     @post("/v1/completions", protocol.Completions)
     async def completions(request: Request, body: protocol.Completions) -> Any:
-        return await openai.completions(request, service.find(body.model), body, timeout_s)
+        return await openai.completions(
+            request, service.find(body.model, "complete"), body, timeout_s
+        )
+
+    @post("/v1/responses", protocol.Responses)
+    async def responses(request: Request, body: protocol.Responses) -> Any:
+        return await newer.responses(request, service.find(body.model, "chat"), body, timeout_s)
 
     @post("/v1/embeddings", protocol.Embeddings)
     async def embeddings(request: Request, body: protocol.Embeddings) -> Any:
-        return await openai.embeddings(request, service.find(body.model), body)
+        return await openai.embeddings(request, service.find(body.model, "embed"), body)
 
     def texts(verb: str) -> None:
         @post(f"/v1/{verb}", protocol.Texts)
         async def work(request: Request, body: protocol.Texts) -> Any:
-            one = _able(service, body.model, verb)
+            one = service.find(body.model, verb)
             if not 0 < len(body.several) <= protocol.MOST_INPUTS:
                 raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} texts", param="input")
             found = await unless_gone(request, one.desk.do(verb, body.several))
@@ -199,7 +213,7 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @post("/v1/answer", protocol.Question)
     async def answer(request: Request, body: protocol.Question) -> Any:
-        one = _able(service, body.model, "answer")
+        one = service.find(body.model, "answer")
         work = one.desk.do("answer", [(body.question, body.context)])
         found = await unless_gone(request, work)
         return JSONResponse({"model": one.name, **found[0]})
@@ -271,19 +285,6 @@ async def _body(request: Request, kind: type[B]) -> B:
             near = registry.did_you_mean(str(first["loc"][-1])[:100], list(kind.model_fields))
             text = f"{field[:200]} is not supported; {near}"
         raise ApiError(400, text[:500], param=field[:200] or None) from error
-
-
-def _able(service: Service, name: str | None, verb: str) -> Hosted:
-    """The model of a name, or the first one that can do it."""
-    if name is None:
-        able = [one for one in service.hosted.values() if verb in one.verbs]
-        if not able:
-            raise ApiError(404, f"no model here can {verb}", code="model_not_found")
-        return able[0]
-    one = service.find(name)
-    if verb not in one.verbs:
-        raise ApiError(400, f"{one.name} cannot {verb}; it can {', '.join(sorted(one.verbs))}")
-    return one
 
 
 def _tokenizer(one: Hosted) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inkstone import api
 from inkstone.errors import UsageError
 from inkstone.inference.chat import Conversation
+from inkstone.inference.config import SamplingConfig
 from inkstone.inference.engine import Engine
 from inkstone.inference.sampling import TokenScore
 from inkstone.inference.scoring import token_scores
@@ -16,6 +17,7 @@ from inkstone.inference.speculative import PromptLookup
 from inkstone.pipeline.task_methods import VERBS
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.desk import Desk
+from inkstone.serving.errors import ApiError
 from inkstone.serving.protocol import now
 from inkstone.serving.worker import Worker
 from inkstone.tasks import question_answering
@@ -109,6 +111,26 @@ class Hosted:
             "family": self.model.family, "parameters": self.model.n_parameters,
             "context": self.model.context, "can": sorted(self.verbs),
         }  # fmt: skip
+
+    def asked(
+        self, messages: Sequence[Mapping[str, str]], config: SamplingConfig
+    ) -> tuple[list[int], SamplingConfig, frozenset[int]]:
+        """A conversation as the model's engine reads it: its tokens, how to answer, and the ends.
+
+        Raises:
+            ApiError: The conversation does not fit the context.
+            UsageError: Its last message alone does not.
+            TokenizerError: A message is malformed.
+        """
+        assert self.talk is not None
+        put = self.talk.ask(messages, config)
+        if put.dropped:
+            raise ApiError(
+                400, f"the conversation does not fit the context of {self.model.context:,} "
+                f"tokens: its first {put.dropped:,} messages would be lost; leave some out",
+                param="messages", code="context_length_exceeded",
+            )  # fmt: skip
+        return put.ids, put.config, put.end_ids
 
     def token_bytes(self, token: int) -> bytes:
         """The text of one token, which may be a part of a character."""

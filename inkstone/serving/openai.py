@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,19 @@ from inkstone.inference.middle import BLANKS, prompt_between
 from inkstone.inference.sampling import TokenScore
 from inkstone.inference.stream import Chunk, Generation
 from inkstone.serving import protocol
-from inkstone.serving.answers import Asked, Events, merged, unless_gone, whole
+from inkstone.serving.answers import (
+    DEFAULT_TOKENS,
+    WHITE,
+    Asked,
+    Events,
+    again,
+    merged,
+    unless_gone,
+    whole,
+)
 from inkstone.serving.errors import ApiError
 from inkstone.serving.hosted import Hosted
 from inkstone.serving.protocol import ChatCompletions, Completions, Embeddings
-
-DEFAULT_TOKENS = 1 << 20  # of a chat answer: to the end of the context
-WHITE = " \t\r\n"
 
 
 class Choices:
@@ -168,23 +173,12 @@ class Echo:
 
 async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_s: float) -> Any:
     """`POST /v1/chat/completions`."""
-    worker, talk = hosted.worker, hosted.talk
-    if worker is None or talk is None:
-        raise ApiError(400, f"{hosted.name} does not chat; it can {', '.join(hosted.verbs)}")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    asked: list[Asked] = []
-    for config in body.sampling(most, logprobs):
-        put = talk.ask([message.plain() for message in body.messages], config)
-        if put.dropped:
-            raise ApiError(
-                400, f"the conversation does not fit the context of {worker.engine.max_seq_len:,} "
-                f"tokens: its first {put.dropped:,} messages would be lost; leave some out",
-                param="messages", code="context_length_exceeded",
-            )  # fmt: skip
-        asked.append((put.ids, put.config, put.end_ids))
+    messages = [message.plain() for message in body.messages]
+    asked = [hosted.asked(messages, config) for config in body.sampling(most, logprobs)]
     choices = Choices(
         hosted, asked, len(asked[0][0]), kind="chat.completion", logprobs=body.logprobs,
         blanks=[WHITE] * len(asked),  # a transcript has one before the first word
@@ -194,8 +188,6 @@ async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_
 
 async def completions(request: Request, hosted: Hosted, body: Completions, timeout_s: float) -> Any:
     """`POST /v1/completions`."""
-    if hosted.worker is None:
-        raise ApiError(400, f"{hosted.name} continues no text; it can {', '.join(hosted.verbs)}")
     if body.best_of not in (None, body.n):
         raise ApiError(400, "best_of is not supported beyond n", param="best_of")
     if body.echo and body.stream:
@@ -233,8 +225,6 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
 
 async def embeddings(request: Request, hosted: Hosted, body: Embeddings) -> Any:
     """`POST /v1/embeddings`."""
-    if "embed" not in hosted.verbs:
-        raise ApiError(400, f"{hosted.name} makes no vectors; it can {', '.join(hosted.verbs)}")
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not 0 < len(texts) <= protocol.MOST_INPUTS:
         raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} texts", param="input")
@@ -270,13 +260,7 @@ async def _respond(
     # an error that comes before the first chunk still has a status
     first = await unless_gone(request, anext(chunks))
 
-    async def again() -> AsyncIterator[tuple[int, Chunk]]:
-        async with contextlib.aclosing(chunks):
-            yield first
-            async for found in chunks:
-                yield found
-
-    return Events(choices.events(again(), usage=usage))
+    return Events(choices.events(again(first, chunks), usage=usage))
 
 
 def _prompts(hosted: Hosted, body: Completions) -> list[tuple[list[int], str | None]]:

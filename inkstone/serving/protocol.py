@@ -160,6 +160,58 @@ class ChatCompletions(Sampled):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
+class InputText(Body):
+    """A part of a message to `/v1/responses`; only text is read."""
+
+    type: Literal["input_text", "output_text"]
+    text: Text
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputMessage(Body):
+    """One turn that `/v1/responses` is given."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[InputText]
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As a template reads it."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class Responses(Body):
+    """`POST /v1/responses`; nothing is stored, so every request brings the whole talk."""
+
+    model: str | None = None
+    input: Text | list[InputMessage]
+    instructions: Text | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    stream: bool = False
+    store: bool | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The talk as a template reads it."""
+        told = [] if self.instructions is None else [("system", self.instructions)]
+        if isinstance(self.input, str):
+            told.append(("user", self.input))
+        first = [{"role": role, "content": text} for role, text in told]
+        rest = [] if isinstance(self.input, str) else [one.plain() for one in self.input]
+        return first + rest
+
+
 class Embeddings(Body):
     """`POST /v1/embeddings`."""
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_done_is_named(client: Any) -> None:
             create(**{"model": "small", "messages": hello, **wrong})
     with pytest.raises(openai.NotFoundError, match="known: small"):
         create(model="large", messages=hello)
-    with pytest.raises(openai.BadRequestError, match="no vectors"):
+    with pytest.raises(openai.BadRequestError, match="cannot embed"):
         client.embeddings.create(model="small", input="x")
 
 
@@ -172,3 +172,27 @@ def test_answers_that_fit_a_form(client: Any) -> None:
     assert chosen.choices[0].finish_reason == "stop"
     with pytest.raises(openai.BadRequestError, match="form"):
         create(**asked, extra_body={"regex": "(unclosed"})
+
+
+def test_responses(client: Any) -> None:
+    asked = {"model": "small", "input": "Hello", "max_output_tokens": 20, "temperature": 0}
+    messages = [{"role": "user", "content": "Hello"}]
+    expected = small_model().chat(messages, temperature=0.0, max_tokens=20).text
+    found = client.responses.create(**asked)
+    assert found.output_text == expected and found.status == "incomplete"
+    assert found.usage.output_tokens == 20
+    again = client.responses.create(**{**asked, "input": messages})
+    assert again.output_text == expected
+    events = list(client.responses.create(**asked, stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
+    assert "".join(deltas) == expected == events[-1].response.output_text
+    assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
+    talk = [*messages, {"role": "assistant", "content": expected}, {"role": "user", "content": "?"}]
+    told = client.responses.create(**{**asked, "input": talk}, instructions="Be short.")
+    own = small_model().chat(
+        [{"role": "system", "content": "Be short."}, *talk], temperature=0.0, max_tokens=20
+    )
+    assert told.output_text == own.text
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        client.responses.create(**asked, tools=[{"type": "web_search"}])
