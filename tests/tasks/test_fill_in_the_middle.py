@@ -198,7 +198,7 @@ def test_a_run_learns_to_fill(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(isinstance(x, Infill) for x in found)
     right = sum(x.text == t[a:b] for x, (t, a, b) in zip(found, cuts, strict=True))
     assert right >= 9, [(x.prefix, x.text, x.suffix) for x in found]
-    assert model._suffix_first  # as half of what it has read
+    assert model.suffix_first  # as half of what it has read
     t, a, b = cuts[0]
     ask = ["generate", str(tmp_path / "run"), t[:a], "--temperature", "0"]
     assert main([*ask, "--suffix", t[b:], "--json"]) == 0
