@@ -21,6 +21,7 @@ import hashlib
 import json
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def measure(name: str, seed: int, share: float = 1.0) -> dict[str, Row]:
 
 def thinned(data: Path, share: float, folder: Path) -> Path:
     """A copy of a folder whose training files hold so many of their lines, evenly spread."""
+    if not data.is_dir():
+        sys.exit(f"{data} is a file; a learning curve needs a folder with a training part")
     folder.mkdir()
     for path in data.glob("*.jsonl*"):
         opened = gzip.open if path.suffix == ".gz" else open

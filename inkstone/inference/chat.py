@@ -42,7 +42,7 @@ class Asked:
     ids: list[int]
     config: SamplingConfig
     end_ids: frozenset[int]
-    dropped: int
+    dropped: int = 0
 
 
 class Conversation:

@@ -94,21 +94,19 @@ def constraint_of(config: SamplingConfig, tokenizer: Tokenizer | None) -> Constr
 
 def _grammar(config: SamplingConfig) -> str | None:
     """The form as llguidance reads it."""
-    if config.json_schema is not None:
-        matcher = registry.extra("llguidance", "serve").LLMatcher
-        try:
-            schema = json.dumps(dict(config.json_schema), allow_nan=False)
-            return str(matcher.grammar_from_json_schema(schema))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"json_schema: {_first_line(str(error))}") from error
+    if not config.constrained:
+        return None
+    matcher = registry.extra("llguidance", "serve").LLMatcher
     if config.regex is not None:
-        matcher = registry.extra("llguidance", "serve").LLMatcher
         return str(matcher.grammar_from_regex(config.regex))
     if config.choice:
-        matcher = registry.extra("llguidance", "serve").LLMatcher
         options = " | ".join(json.dumps(text, ensure_ascii=False) for text in config.choice)
         return str(matcher.grammar_from_lark(f"start: {options}"))
-    return None
+    try:
+        schema = json.dumps(dict(config.json_schema or {}), allow_nan=False)
+        return str(matcher.grammar_from_json_schema(schema))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"json_schema: {_first_line(str(error))}") from error
 
 
 class _Vocabulary:

@@ -1,4 +1,4 @@
-"""From prompts to text: the one code path behind the library, the command line, chat and server.
+"""From prompts to text, for the library, the command line and chat; a server has `engine.py`.
 
 A batch is read once, padded on the left, and then grows by one token a row and step. Rows that are
 done leave it, so nothing is computed for them, and no row's context is shortened by a neighbour's.

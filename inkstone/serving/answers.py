@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from inkstone.inference.config import SamplingConfig
+from inkstone.inference.chat import Asked
 from inkstone.inference.stream import Chunk, Generation
 from inkstone.serving.errors import ApiError
 from inkstone.serving.threads import Stopped
@@ -21,7 +21,6 @@ from inkstone.serving.worker import Worker
 T = TypeVar("T")
 DEFAULT_TOKENS = 1 << 20  # of an answer: to the end of the context
 WHITE = " \t\r\n"
-Asked = tuple[Sequence[int], SamplingConfig, Collection[int]]
 
 
 async def merged(
@@ -38,10 +37,9 @@ async def merged(
     told: asyncio.Queue[tuple[int, Chunk | BaseException]] = asyncio.Queue()
 
     async def follow(number: int, one: Asked) -> None:
-        prompt, config, end_ids = one
         try:
             async with contextlib.aclosing(
-                worker.stream(prompt, config, end_ids=end_ids)  # type: ignore[type-var]
+                worker.stream(one.ids, one.config, end_ids=one.end_ids)  # type: ignore[type-var]
             ) as chunks:
                 async for chunk in chunks:
                     told.put_nowait((number, chunk))
@@ -111,7 +109,7 @@ async def _gone(receive: Receive) -> None:
 
 async def again(
     first: tuple[int, Chunk], chunks: AsyncGenerator[tuple[int, Chunk], None]
-) -> AsyncIterator[tuple[int, Chunk]]:
+) -> AsyncGenerator[tuple[int, Chunk], None]:
     """A stream whose first chunk was taken already; it is closed with this one."""
     async with contextlib.aclosing(chunks):
         yield first
@@ -126,7 +124,7 @@ class Events(Response):
         events: JSON objects, and a last string that is sent as it is.
     """
 
-    def __init__(self, events: AsyncIterator[dict[str, Any] | str]) -> None:
+    def __init__(self, events: AsyncGenerator[dict[str, Any] | str, None]) -> None:
         super().__init__(media_type="text/event-stream")
         self.events = events
 
@@ -155,12 +153,10 @@ class Events(Response):
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         try:
-            async for event in self.events:
-                await line(event)
+            async with contextlib.aclosing(self.events) as events:
+                async for event in events:
+                    await line(event)
         except (ApiError, Stopped) as error:  # too late for a status
             known = error if isinstance(error, ApiError) else ApiError(503, error.message)
             await line(known.body())
-        finally:
-            with contextlib.suppress(AttributeError):
-                await self.events.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"", "more_body": False})

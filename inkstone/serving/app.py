@@ -314,7 +314,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _count(app: FastAPI, service: Service) -> None:
     """Requests by address and status; the log holds no text of anybody's."""
-    known = {"/v1/models", "/metrics", "/health/live", "/health/ready", "/openapi.json"}
+    watching = {"/v1/models", "/metrics", "/health/live", "/health/ready", "/openapi.json"}
 
     class Counting:
         def __init__(self, inner: ASGIApp) -> None:
@@ -339,7 +339,7 @@ def _count(app: FastAPI, service: Service) -> None:
                 took = time.perf_counter() - began
                 service.requests.labels(path, status).inc()
                 service.seconds.labels(path).observe(took)
-                if path not in known:
+                if path not in watching:
                     log.info("%s %s %d %.3f s", scope["method"], path, status, took)
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from inkstone import api
 from inkstone.errors import UsageError
-from inkstone.inference.chat import Conversation
+from inkstone.inference.chat import Asked, Conversation
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.engine import Engine
 from inkstone.inference.sampling import TokenScore
@@ -51,7 +51,7 @@ class Hosted:
         if model.kind == "causal" and model.tokenizer is not None:
             engine = Engine(
                 model.model, model.tokenizer, most=config.most,
-                tokens_per_step=max(config.tokens_per_step, config.most),
+                tokens_per_step=config.tokens_per_step,
                 cache_bytes=config.cache_bytes, guesser=PromptLookup(),
             )  # fmt: skip
             self.worker = Worker(engine, waiting=config.waiting)
@@ -112,10 +112,8 @@ class Hosted:
             "context": self.model.context, "can": sorted(self.verbs),
         }  # fmt: skip
 
-    def asked(
-        self, messages: Sequence[Mapping[str, str]], config: SamplingConfig
-    ) -> tuple[list[int], SamplingConfig, frozenset[int]]:
-        """A conversation as the model's engine reads it: its tokens, how to answer, and the ends.
+    def asked(self, messages: Sequence[Mapping[str, str]], config: SamplingConfig) -> Asked:
+        """A conversation as the model's engine reads it.
 
         Raises:
             ApiError: The conversation does not fit the context.
@@ -130,7 +128,7 @@ class Hosted:
                 f"tokens: its first {put.dropped:,} messages would be lost; leave some out",
                 param="messages", code="context_length_exceeded",
             )  # fmt: skip
-        return put.ids, put.config, put.end_ids
+        return put
 
     def token_bytes(self, token: int) -> bytes:
         """The text of one token, which may be a part of a character."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from inkstone.errors import UsageError
+from inkstone.inference.chat import Asked
 from inkstone.inference.middle import BLANKS, prompt_between
 from inkstone.inference.sampling import TokenScore
 from inkstone.inference.stream import Chunk, Generation
@@ -19,7 +20,6 @@ from inkstone.serving import protocol
 from inkstone.serving.answers import (
     DEFAULT_TOKENS,
     WHITE,
-    Asked,
     Events,
     again,
     merged,
@@ -91,7 +91,7 @@ class Choices:
 
     async def events(
         self, chunks: AsyncIterator[tuple[int, Chunk]], *, usage: bool
-    ) -> AsyncIterator[dict[str, Any] | str]:
+    ) -> AsyncGenerator[dict[str, Any] | str, None]:
         """The objects of a stream."""
         used = 0
         more = {"usage": None} if usage else {}
@@ -178,9 +178,14 @@ async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     messages = [message.plain() for message in body.messages]
-    asked = [hosted.asked(messages, config) for config in body.sampling(most, logprobs)]
+    configs = body.sampling(most, logprobs)
+    put = hosted.asked(messages, configs[0])  # they differ in their seeds alone
+    asked = [
+        replace(put, config=put.config.model_copy(update={"seed": config.seed}))
+        for config in configs
+    ]
     choices = Choices(
-        hosted, asked, len(asked[0][0]), kind="chat.completion", logprobs=body.logprobs,
+        hosted, asked, len(put.ids), kind="chat.completion", logprobs=body.logprobs,
         blanks=[WHITE] * len(asked),  # a transcript has one before the first word
     )  # fmt: skip
     return await _respond(request, body, choices, [], timeout_s)
@@ -197,7 +202,7 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
         raise ApiError(400, "max_tokens=0 answers nothing without echo", param="max_tokens")
     ends = hosted.model.generator.end_ids
     configs = body.sampling(max(1, body.max_tokens), body.logprobs)
-    asked: list[Asked] = [(ids, config, ends) for ids, _ in prompts for config in configs]
+    asked = [Asked(list(ids), config, ends) for ids, _ in prompts for config in configs]
     echoes: list[Echo] = []
     if body.echo:
         scores: list[list[TokenScore]] = [[] for _ in prompts]

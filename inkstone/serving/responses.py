@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -37,7 +37,7 @@ async def responses(request: Request, hosted: Hosted, body: Responses, timeout_s
     asked = hosted.asked(body.messages, config)
     worker = hosted.worker
     assert worker is not None
-    told = Told(hosted, body, len(asked[0]))
+    told = Told(hosted, body, len(asked.ids))
     if not body.stream:
         (answer,) = await unless_gone(request, whole(worker, [asked], timeout_s))
         return JSONResponse(told.complete(answer))
@@ -75,7 +75,7 @@ class Told:
             },
         }  # fmt: skip
 
-    async def events(self, chunks: AsyncIterator[tuple[int, Chunk]]) -> AsyncIterator[Any]:
+    async def events(self, chunks: AsyncIterator[tuple[int, Chunk]]) -> AsyncGenerator[Any, None]:
         """The objects of a stream, each of a type of its own."""
         number = -1
 

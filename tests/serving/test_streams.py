@@ -172,26 +172,16 @@ def _copying(engine: Engine) -> None:
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
             places = torch.arange(position + 1)
             text = pool[layout.tables[row, places // cache.page_size], places % cache.page_size]
-            out.append(following(text.tolist()))
+            out.append(next_of.get(tuple(text[1:].tolist()), 0))
         return torch.tensor(out)[None, :, None]
 
-    def following(text: list[int]) -> int:
-        # [3, nonce…, nonce said so far…]: the shortest nonce that fits is looked for
-        for length in range(3, len(text)):
-            nonce, said = text[1 : length + 1], text[length + 1 :]
-            if said == nonce[: len(said)] and (len(said) < length or not said):
-                wanted = engine_lengths.get(tuple(text[1:]))
-                if wanted is not None:
-                    return wanted
-        return 0
-
-    engine_lengths: dict[tuple[int, ...], int] = {}
+    next_of: dict[tuple[int, ...], int] = {}
     submit = engine.submit
 
     def remember(prompt: Any, config: SamplingConfig, **options: Any) -> int:
         nonce = list(prompt[1:])
         for n in range(len(nonce)):
-            engine_lengths[tuple(nonce + nonce[:n])] = nonce[n]
+            next_of[tuple(nonce + nonce[:n])] = nonce[n]
         return submit(prompt, config, **options)
 
     engine.submit = remember  # type: ignore[method-assign]
