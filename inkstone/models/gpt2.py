@@ -20,6 +20,7 @@ from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import Cache
+from inkstone.nn.compiled_decoder import LayerParts, StackParts
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.pointwise import dropout, gelu
@@ -160,17 +161,33 @@ class Model(Decoder):
             cache=cache,
             positions=positions,
         )
-        x = self.embed(input_ids, self.compute_dtype)
-        x = x + self.position(view.positions, self.compute_dtype)
-        x = dropout(x, self.config.dropout, self.training)
-        views = self.views(view)
+        x = self.embed_tokens(input_ids, view, cache)
+        views = [view if band is None else view.banded(band) for band in self.bands]
         for layer, block in enumerate(self.blocks):
             x = self.run(block, x, views[layer % len(views)], cache, layer)
         return self.norm(x)
 
-    def views(self, view: View) -> tuple[View, ...]:
-        """What layers 0, 1, … see, again from the first when they run out (`gpt3` has two)."""
-        return (view,)
+    def embed_tokens(self, input_ids: Tensor, view: View, cache: Cache | None) -> Tensor:
+        """Tokens and their places: [B, T] → [B, T, D]."""
+        x = self.embed(input_ids, self.compute_dtype)
+        x = x + self.position(view.positions, self.compute_dtype)
+        return dropout(x, self.config.dropout, self.training)
+
+    def parts(self) -> StackParts:
+        """What a compiled reader puts together anew."""
+        layers = (
+            LayerParts(
+                b.attention_norm, (b.q, b.k, b.v), b.o, b.mlp_norm, b.up, b.down,
+                window=self.bands[i % len(self.bands)],
+            )
+            for i, b in enumerate(self.blocks)
+        )  # fmt: skip
+        return StackParts(tuple(layers), self.norm)
+
+    @property
+    def bands(self) -> tuple[int | None, ...]:
+        """How many tokens layers 0, 1, … see, again from the first when they run out; None: all."""
+        return (None,)
 
 
 def count_parameters(config: Config) -> int:

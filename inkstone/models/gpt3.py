@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import Field
 
 from inkstone.models import gpt2
-from inkstone.nn.attention import View
 
 KIND = "causal"
 HF_MODEL_TYPES = ("inkstone_gpt3", "gpt2")
@@ -46,10 +45,10 @@ class Model(gpt2.Model):
 
     config: Config
 
-    def views(self, view: View) -> tuple[View, ...]:
+    @property
+    def bands(self) -> tuple[int | None, ...]:
         """Even layers see everything before a token, odd ones the band."""
-        band = self.config.band
-        return (view,) if band is None else (view, view.banded(band))
+        return (None, self.config.band)
 
 
 count_parameters = gpt2.count_parameters

@@ -22,6 +22,7 @@ from inkstone.models._base import Decoder, scale_down
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend
 from inkstone.nn.cache import Cache
+from inkstone.nn.compiled_decoder import LayerParts, StackParts
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.rope import Rope, Stretch, rotate
@@ -250,6 +251,17 @@ class Model(Decoder):
     def embed_tokens(self, input_ids: Tensor, view: View, cache: Cache | None) -> Tensor:
         """[B, T] → [B, T, D]; a family with richer inputs (`hashgram`) adds to it."""
         return self.embed(input_ids, self.compute_dtype)
+
+    def parts(self) -> StackParts | None:
+        """What a compiled reader puts together anew; None where a family's layers are others."""
+        layers = (
+            LayerParts(
+                b.attention_norm, (b.q, b.k, b.v), b.o, b.mlp_norm, b.up, b.down, b.gate,
+                None if b.q_norm is None else (b.q_norm, b.k_norm), self.config.sliding_window,
+            )
+            for b in self.blocks
+        )  # fmt: skip
+        return StackParts(tuple(layers), self.norm, self.rope)
 
     def hidden(
         self,

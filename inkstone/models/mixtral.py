@@ -108,6 +108,10 @@ class Model(llama.Model):
         """A layer with experts."""
         return Block(self.config)
 
+    def parts(self) -> None:
+        """Which experts a token goes to is decided as it comes."""
+        return None
+
     def extra_loss(self) -> Tensor | None:
         """Mean unevenness of the layers in the last batch, weighted; None out of training."""
         found = [block.unevenness for block in self.blocks if isinstance(block, Block)]

@@ -18,7 +18,7 @@ from inkstone.nn import blockwise, compiled_attention, paged
 from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Linear
 from inkstone.nn.packing import Packing
-from inkstone.nn.paged import Layout, PagedCache
+from inkstone.nn.paged import LaidOut, Layout
 from inkstone.nn.pointwise import narrow
 from inkstone.nn.positions import check_length
 
@@ -104,7 +104,7 @@ class View:
         Raises:
             ModelError: Too long, or the arguments do not fit together.
         """
-        if isinstance(cache, PagedCache):
+        if isinstance(cache, LaidOut):
             return cls._of_pages(cache.layout, max_seq_len, window)
         assert cache is None or isinstance(cache, KVCache)
         n_rows, n_new = input_ids.shape

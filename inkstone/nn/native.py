@@ -24,7 +24,6 @@ import platformdirs
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-SHARED = FOLDER / "simd.h"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-w")
 NATIVE = ("-march=native", "-mcpu=native")  # a compiler knows one of them
 PATIENCE_S = 120
@@ -38,7 +37,8 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
     source = FOLDER / f"{name}.cpp"
     try:
-        sources = "\0".join(path.read_text("utf-8") for path in (source, SHARED))
+        parts = (source, *sorted(FOLDER.glob("*.h")))
+        sources = "\0".join(path.read_text("utf-8") for path in parts)
         key = hashlib.sha256("\0".join((sources, compiler, _processor())).encode()).hexdigest()
         folder = Path(platformdirs.user_cache_dir("inkstone")) / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,260 @@
+"""A causal model that reads with `decoder.cpp`: all its layers in one call, without a graph.
+
+On a processor that multiplies bf16 and bytes in vectors this takes a model through a step as fast
+as memory gives its weights. The weights are laid out anew (`panels.py`), in fp32, bf16 or whole
+numbers. Elsewhere, and for families of another shape, torch does the work (`fits`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inkstone.nn import native
+from inkstone.nn.attention import View
+from inkstone.nn.linear import Linear
+from inkstone.nn.norms import RMSNorm
+from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
+from inkstone.nn.panels import Map, Panels, pack
+from inkstone.nn.quantized import GROUP, Quantized, quantize
+from inkstone.nn.rope import Rope
+
+LANES = 16
+BITS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """x + o(attention(norm(x))), then x + mlp(norm(x)): a layer by its parts.
+
+    Attributes:
+        attention_norm: Of the input of the first half.
+        qkv: Maps to queries, keys and values.
+        o: Back to the residual stream.
+        mlp_norm: Of the input of the second half.
+        up: To d_ff, followed by a GELU (its tanh form) or, with a gate, times silu(gate).
+        down: Back.
+        gate: As `up`; None where there is none.
+        qk_norms: Of every head's queries and keys, or None.
+        window: Tokens that a token sees, itself included; None: all.
+    """
+
+    attention_norm: nn.Module
+    qkv: tuple[Linear, Linear, Linear]
+    o: Linear
+    mlp_norm: nn.Module
+    up: Linear
+    down: Linear
+    gate: Linear | None = None
+    qk_norms: tuple[nn.Module, nn.Module] | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class StackParts:
+    """The layers of a decoder, the norm behind them, and how they know of positions.
+
+    Attributes:
+        layers: First to last.
+        norm: Behind the last.
+        rope: Where queries and keys turn; None where positions are in the embedding.
+    """
+
+    layers: tuple[LayerParts, ...]
+    norm: nn.Module
+    rope: Rope | None = None
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", _Norm), ("qkv", Map), ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p), ("o", Map), ("mlp_norm", _Norm), ("gate", Map), ("up", Map),
+        ("down", Map), ("window", ctypes.c_int64), ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (
+        ("n_layers", ctypes.c_int64), ("d_model", ctypes.c_int64), ("n_heads", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64), ("head_dim", ctypes.c_int64), ("d_ff", ctypes.c_int64),
+        ("rms", ctypes.c_int64), ("wide_cache", ctypes.c_int64), ("eps", ctypes.c_float),
+        ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p), ("layers", ctypes.c_void_p),
+        ("norm", _Norm), ("head", Map),
+    )  # fmt: skip
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    found = native.library("decoder")
+    if found is None or found.decoder_is_here() != 1:
+        return None
+    found.decoder_room.restype = ctypes.c_int64
+    return found
+
+
+def fits(model: Any) -> bool:
+    """Whether this processor and this model are of the kind, and a compiler was here."""
+    if not hasattr(model, "parts") or model.device.type != "cpu" or _library() is None:
+        return False
+    c = model.config
+    heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+    widths = (c.d_model, c.d_ff, c.n_heads * c.head_dim, heads)
+    if any(width % GROUP for width in widths) or c.head_dim % LANES:
+        return False
+    return model.parts() is not None
+
+
+class CompiledPages(LaidOut):
+    """Keys [pages, K, E, PAGE_SIZE] and values [pages, K, PAGE_SIZE, E] of every layer, in fp32 or
+    fp16."""
+
+    page_size = PAGE_SIZE
+    rewinds = True
+
+    def __init__(self, config: Any, n_pages: int, dtype: torch.dtype) -> None:
+        shape = (config.n_layers, n_pages, config.n_kv_heads * config.head_dim * PAGE_SIZE)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+
+
+class CompiledDecoder:
+    """What an engine needs of a model.
+
+    Args:
+        model: One that `fits`.
+        format: "fp32", "bf16", "int8" or "int4"; None: the model's compute dtype.
+        weights: Of maps that were rounded before, by name; others are rounded to the nearest.
+    """
+
+    def __init__(
+        self, model: Any, format: str | None = None, weights: dict[str, Quantized] | None = None
+    ) -> None:
+        self.model, self.config, self.device = model, model.config, model.device
+        name = "bf16" if model.compute_dtype == torch.bfloat16 else "fp32"
+        self.format = format or name
+        self.cache_dtype = torch.float32 if self.format == "fp32" else torch.float16
+        self._weights = weights or {}
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._kept: list[Any] = []  # memory that the structures point to
+        parts: StackParts = model.parts()
+        c = model.config
+        self._layers = (_Layer * c.n_layers)(*(self._layer(layer) for layer in parts.layers))
+        first = parts.layers[0].attention_norm
+        self._rope = parts.rope
+        self._stack = _Stack(
+            c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff,
+            int(isinstance(first, RMSNorm)), int(self.cache_dtype == torch.float32), first.eps,
+            None, None, ctypes.addressof(self._layers), self._norm(parts.norm),
+            self._map("head", [model.head_weight], None),
+        )  # fmt: skip
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._filled: CompiledPages | None = None
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]."""
+        weight: Tensor = self.model.head_weight
+        return weight
+
+    def eval(self) -> CompiledDecoder:
+        """It never learns."""
+        return self
+
+    @property
+    def token_bytes(self) -> int:
+        """What a cache takes for a token."""
+        c = self.config
+        return int(2 * c.n_layers * c.n_kv_heads * c.head_dim * self.cache_dtype.itemsize)
+
+    def new_pages(self, n_texts: int, n_tokens: int) -> tuple[CompiledPages, int]:
+        """As `Decoder.new_pages`."""
+        n_pages = -(-n_tokens // PAGE_SIZE)
+        return CompiledPages(self.config, n_pages, self.cache_dtype), n_pages
+
+    def hidden(self, input_ids: Tensor, *, cache: CompiledPages) -> Tensor:
+        """States after the final norm, of the tokens that the cache's layout tells: [1, N] →
+        [1, N, D] fp32."""
+        library, layout = _library(), cache.layout
+        assert library is not None
+        longest = max(layout.lengths)
+        view = View.of(input_ids, max_seq_len=self.config.max_seq_len, cache=cache)
+        x = self.model.embed_tokens(input_ids, view, cache)[0].float().contiguous()
+        self._point_at(cache, longest)
+        threads = torch.get_num_threads()
+        stack = ctypes.byref(self._stack)
+        need = library.decoder_room(stack, *native.arguments(len(x), longest, threads))
+        tables = layout.tables.contiguous()
+        starts, counts = torch.tensor(layout.starts), torch.tensor(layout.counts)
+        numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
+        library.decoder_read(stack, *native.arguments(*numbers, self._room(need), x))
+        return x[None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every word: [C, D] → [C, V] fp32."""
+        library = _library()
+        assert library is not None
+        hidden = hidden.contiguous()
+        out = hidden.new_empty(len(hidden), self._stack.head.d_out)
+        memory = self._room(len(hidden) * self.config.d_model * 8 + 256)
+        numbers = (hidden, len(hidden), torch.get_num_threads(), memory, out)
+        library.decoder_scores(ctypes.byref(self._stack), *native.arguments(*numbers))
+        return out
+
+    def _room(self, n_bytes: int) -> Tensor:
+        if self._memory.numel() < n_bytes:
+            self._memory = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._memory
+
+    def _point_at(self, cache: CompiledPages, longest: int) -> None:
+        """Let the layers know where keys and values are, and the angles of all positions."""
+        if self._filled is not cache:
+            for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+                layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+            self._filled = cache
+        if self._rope is not None:
+            self._rope.tables(torch.zeros(1, dtype=torch.long), longest, torch.float32)  # grow
+            self._stack.cos, self._stack.sin = self._rope.cos.data_ptr(), self._rope.sin.data_ptr()
+
+    def _layer(self, layer: LayerParts) -> _Layer:
+        norms = layer.qk_norms or (None, None)
+        return _Layer(
+            self._norm(layer.attention_norm), self._maps(layer.qkv),
+            *(None if n is None else self._numbers(n.weight) for n in norms),
+            self._maps([layer.o]), self._norm(layer.mlp_norm),
+            Map() if layer.gate is None else self._maps([layer.gate]), self._maps([layer.up]),
+            self._maps([layer.down]), layer.window or 0, None, None,
+        )  # fmt: skip
+
+    def _norm(self, norm: Any) -> _Norm:
+        bias = getattr(norm, "bias", None)
+        return _Norm(self._numbers(norm.weight), None if bias is None else self._numbers(bias))
+
+    def _numbers(self, x: Tensor) -> int:
+        kept = x.detach().float().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+    def _maps(self, linears: Sequence[Linear]) -> Map:
+        biases = [m.bias for m in linears]
+        bias = None if biases[0] is None else torch.cat([b.float() for b in biases])
+        names = [self._names[id(m)] for m in linears]
+        return self._map(names, [m.weight for m in linears], bias)
+
+    def _map(self, names: Any, matrices: Sequence[Tensor], bias: Tensor | None) -> Map:
+        weight: Any = torch.cat([m.detach() for m in matrices])
+        if self.format in BITS:
+            weight = quantize(weight, BITS[self.format])
+        dtype = torch.float32 if self.format == "fp32" else torch.bfloat16
+        panels: Panels = pack(weight, bias, dtype)
+        self._kept.append(panels)
+        return panels.map

@@ -1,0 +1,420 @@
+// A pre-norm Transformer decoder over keys and values in pages: one pass for the new tokens of many
+// texts, side by side. GPT-2's and Llama's kinds: layer or RMS norm, learned or rotary positions,
+// heads that share keys, GELU or SwiGLU.
+//
+// The threads stay together for the whole pass and meet between its phases. A sum is made in one
+// order whatever else is in the pass, so that a text's numbers do not depend on the others.
+
+#include <omp.h>
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "panels.h"
+
+#if PANELS
+namespace {
+
+constexpr int PAGE = L;    // tokens of a page
+constexpr int QUERIES = 4;  // of one text that look at its keys together
+
+struct Norm {
+  const float *weight, *bias;  // bias: layer norm only
+};
+
+struct Layer {
+  Norm attention_norm;
+  Map qkv;
+  const float *q_norm, *k_norm;  // of every head, or nullptr
+  Map o;
+  Norm mlp_norm;
+  Map gate, up, down;  // gate: none, or a map of up's shape
+  int64_t window;      // tokens that a token sees, itself included; 0: all
+  uint16_t *keys;      // [pages, kv heads, head_dim, PAGE]
+  uint16_t *values;    // [pages, kv heads, PAGE, head_dim]
+};
+
+struct Stack {
+  int64_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff;
+  int64_t rms;        // whether norms are RMS norms
+  int64_t wide_cache;  // whether keys and values are fp32; else fp16
+  float eps;
+  const float *cos, *sin;  // [positions, head_dim / 2], or nullptr
+  const Layer* layers;
+  Norm norm;
+  Map head;
+};
+
+struct Step {
+  int64_t n, n_texts, width;  // tokens; texts; pages of a row of `tables`
+  const int64_t *starts, *counts, *tables;
+  float* x;  // [n, d_model]: embeddings, then hidden states
+};
+
+// Meets all threads; they spin, since a phase takes microseconds.
+class Meeting {
+ public:
+  void expect(int n) { n_ = n, left_.store(n); }
+  void operator()() {
+    const int round = round_.load(std::memory_order_relaxed);
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      left_.store(n_, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else {
+      while (round_.load(std::memory_order_acquire) == round) _mm_pause();
+    }
+  }
+
+ private:
+  int n_ = 1;
+  std::atomic<int> left_{1}, round_{0};
+};
+
+// work(me, of, meet) on up to so many threads.
+template <class Work>
+void together(int threads, const Work& work) {
+  Meeting meet;
+#pragma omp parallel num_threads(threads)
+  {
+    const int me = omp_get_thread_num(), of = omp_get_num_threads();
+#pragma omp single
+    meet.expect(of);
+    work(me, of, meet);
+  }
+}
+
+INLINE V cached(const float* p) { return load(p); }
+INLINE V cached(const uint16_t* p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE void keep(float* p, float x) { *p = x; }
+INLINE void keep(uint16_t* p, float x) {
+  *p = (uint16_t)_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT), 0);
+}
+INLINE float sum(V x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE V most(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+
+// A row of d numbers, normed.
+struct Normed {
+  const float* x;
+  const Norm& norm;
+  float mean, by;
+
+  Normed(const float* x, int64_t d, const Norm& norm, bool rms, float eps) : x(x), norm(norm), mean(0) {
+    V a = {}, b = {};
+    if (!rms) {
+      for (int64_t k = 0; k < d; k += L) a += load(x + k);
+      mean = sum(a) / d;
+    }
+    for (int64_t k = 0; k < d; k += L) {
+      const V z = load(x + k) - mean;
+      b += z * z;
+    }
+    by = 1 / std::sqrt(sum(b) / d + eps);
+  }
+  INLINE V operator()(int64_t k) const {
+    const V y = (load(x + k) - mean) * by * load(norm.weight + k);
+    return norm.bias ? y + load(norm.bias + k) : y;
+  }
+};
+
+// R queries of one text with one head. q [R, ·], scaled; scores [R, room].
+template <class C, int R>
+void attend(const Stack& s, const C* keys, const C* values, const float* q, int64_t stride, int64_t kv_head,
+            const int64_t* table, int64_t position, int64_t window, float* scores, int64_t room, float* out,
+            int64_t out_stride) {
+  const int64_t e = s.head_dim, page_size = s.n_kv_heads * e * PAGE;
+  const int64_t lowest = window ? std::max<int64_t>(0, position - window + 1) : 0;
+  const int64_t first = lowest / PAGE, end = position + R, pages = (end + PAGE - 1) / PAGE;
+  const V lane = (V)_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  V top[R];
+  for (int r = 0; r < R; r++) top[r] = (V)never;
+  for (int64_t p = first; p < pages; p++) {
+    const C* k = keys + table[p] * page_size + kv_head * e * PAGE;
+    V found[R] = {};
+    for (int64_t i = 0; i < e; i++) {
+      const V column = cached(k + i * PAGE);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) found[r] += q[r * stride + i] * column;
+    }
+    for (int r = 0; r < R; r++) {
+      const float here = float(position + r - p * PAGE);  // lanes up to here are seen
+      __mmask16 seen = _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here), _CMP_LE_OQ);
+      if (window) seen &= _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here - window), _CMP_GT_OQ);
+      found[r] = (V)_mm512_mask_blend_ps(seen, never, (__m512)found[r]);
+      store(scores + r * room + (p - first) * PAGE, found[r]);
+      top[r] = most(top[r], found[r]);
+    }
+  }
+  const int64_t n = (pages - first) * PAGE;
+  float share[R];
+  for (int r = 0; r < R; r++) {
+    const float highest = _mm512_reduce_max_ps((__m512)top[r]);
+    V total = {};
+    for (int64_t t = 0; t < n; t += L) {
+      const V weight = exp_of(load(scores + r * room + t) - highest);
+      store(scores + r * room + t, weight);
+      total += weight;
+    }
+    share[r] = 1 / sum(total);
+  }
+  for (int64_t i = 0; i < e;) {
+    const auto some = [&](auto vectors) {
+      constexpr int N = decltype(vectors)::value;
+      V mixed[R][N] = {};
+      for (int64_t p = first; p < pages; p++) {
+        const C* v = values + table[p] * page_size + kv_head * e * PAGE + i;
+        const float* weight = scores + (p - first) * PAGE;
+        const int64_t here = std::min<int64_t>(PAGE, end - p * PAGE);
+        for (int64_t t = 0; t < here; t++, v += e)
+#pragma GCC unroll 4
+          for (int j = 0; j < N; j++) {
+            const V value = cached(v + j * L);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) mixed[r][j] += weight[r * room + t] * value;
+          }
+      }
+      for (int r = 0; r < R; r++)
+        for (int j = 0; j < N; j++) store(out + r * out_stride + i + j * L, mixed[r][j] * share[r]);
+      i += N * L;
+    };
+    if (e - i >= 4 * L) some(std::integral_constant<int, 4>());
+    else some(std::integral_constant<int, 1>());
+  }
+}
+
+struct Pass {
+  const Stack& s;
+  const Step& step;
+  float *qkv, *mixed, *scores;
+  int64_t width, room;
+  Rows narrow, wide;  // inputs of maps from d_model or all heads, and from d_ff
+
+  // One of `of` threads that share `n` tasks: task(i) for its own, one after the other.
+  template <class Task>
+  static void run(int64_t n, int me, int of, const Task& task) {
+    for (int64_t i = n * me / of; i < n * (me + 1) / of; i++) task(i);
+  }
+
+  void normed(const Norm& norm, const Rows& to, int me, int of) const {
+    run(step.n, me, of, [&](int64_t i) {
+      const Normed row(step.x + i * s.d_model, s.d_model, norm, s.rms, s.eps);
+      for (int64_t k = 0; k < s.d_model; k += 2 * L) to.put(i, k, row(k), row(k + L));
+    });
+  }
+
+  void add(const Map& map, const Rows& x, int me, int of) const {
+    run(panels_of(map), me, of, [&](int64_t p) {
+      apply(map, p, x, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+        float* to = step.x + i * s.d_model + c;
+        store(to, load(to) + a), store(to + L, load(to + L) + b);
+      });
+    });
+  }
+
+  // Queries and keys are turned to their positions, keys and values go to their pages.
+  template <class C>
+  void file(const Layer& layer, int me, int of) const {
+    const int64_t e = s.head_dim, heads = s.n_heads + s.n_kv_heads;
+    const float scale = 1 / std::sqrt(float(e));
+    for (int64_t text = 0, row = 0; text < step.n_texts; row += step.counts[text++]) {
+      const int64_t* table = step.tables + text * step.width;
+      run(step.counts[text], me, of, [&](int64_t i) {
+        float* const from = qkv + (row + i) * width;
+        const int64_t position = step.starts[text] + i, slot = position % PAGE;
+        const int64_t page = table[position / PAGE] * s.n_kv_heads;
+        for (int64_t h = 0; h < heads; h++) {
+          float* x = from + h * e;
+          const bool is_key = h >= s.n_heads;
+          if (const float* norm = is_key ? layer.k_norm : layer.q_norm) {
+            const Norm weight = {norm, nullptr};
+            const Normed normed(x, e, weight, true, s.eps);
+            for (int64_t k = 0; k < e; k += L) store(x + k, normed(k));
+          }
+          if (s.cos)
+            for (int64_t k = 0; k < e / 2; k++) {
+              const float c = s.cos[position * (e / 2) + k], d = s.sin[position * (e / 2) + k];
+              const float a = x[k], b = x[k + e / 2];
+              x[k] = a * c - b * d, x[k + e / 2] = b * c + a * d;
+            }
+          if (is_key) {
+            C* to = (C*)layer.keys + (page + h - s.n_heads) * e * PAGE + slot;
+            for (int64_t k = 0; k < e; k++) keep(to + k * PAGE, x[k]);
+          } else {
+            for (int64_t k = 0; k < e; k++) x[k] *= scale;
+          }
+        }
+        for (int64_t h = 0; h < s.n_kv_heads; h++) {
+          const float* x = from + (heads + h) * e;
+          C* to = (C*)layer.values + ((page + h) * PAGE + slot) * e;
+          for (int64_t k = 0; k < e; k++) keep(to + k, x[k]);
+        }
+      });
+    }
+  }
+
+  template <class C>
+  void look(const Layer& layer, int me, int of) const {
+    const int64_t e = s.head_dim, shared = s.n_heads / s.n_kv_heads;
+    float* own = scores + me * QUERIES * room;
+    int64_t turn = 0;
+    for (int64_t text = 0, row = 0; text < step.n_texts; row += step.counts[text++])
+      for (int64_t i = 0; i < step.counts[text]; i += QUERIES)
+        for (int64_t h = 0; h < s.n_heads; h++) {
+          if (turn++ % of != me) continue;
+          const int64_t some = std::min<int64_t>(QUERIES, step.counts[text] - i);
+          const auto at = [&](auto n) {
+            attend<C, decltype(n)::value>(
+                s, (const C*)layer.keys, (const C*)layer.values, qkv + (row + i) * width + h * e, width, h / shared,
+                step.tables + text * step.width, step.starts[text] + i, layer.window, own, room,
+                mixed + (row + i) * s.n_heads * e + h * e, s.n_heads * e);
+          };
+          if (some == 4) at(std::integral_constant<int, 4>());
+          else if (some == 3) at(std::integral_constant<int, 3>());
+          else if (some == 2) at(std::integral_constant<int, 2>());
+          else at(std::integral_constant<int, 1>());
+        }
+  }
+
+  void feed(const Layer& layer, int me, int of) const {
+    run(panels_of(layer.up), me, of, [&](int64_t p) {
+      if (!layer.gate.panels) {
+        apply(layer.up, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+          wide.put(i, c, gelu(a), gelu(b));
+        });
+        return;
+      }
+      float* gates = (float*)__builtin_alloca(sizeof(float) * WIDE * step.n);
+      apply(layer.gate, p, narrow, 0, step.n, [&](int64_t i, int64_t, V a, V b) {
+        store(gates + i * WIDE, a * sigmoid(a)), store(gates + i * WIDE + L, b * sigmoid(b));
+      });
+      apply(layer.up, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+        wide.put(i, c, load(gates + i * WIDE) * a, load(gates + i * WIDE + L) * b);
+      });
+    });
+  }
+
+  // Hendrycks and Gimpel 2016, section 2.
+  static INLINE V gelu(V x) {
+    return 0.5f * x * (1.0f + tanh_of(0.797884561f * (x + 0.044715f * x * x * x)));
+  }
+
+  void operator()(int me, int of, Meeting& meet) const {
+    const int64_t e = s.head_dim;
+    for (int64_t l = 0; l < s.n_layers; l++) {
+      const Layer& layer = s.layers[l];
+      normed(layer.attention_norm, narrow, me, of);
+      meet();
+      run(panels_of(layer.qkv), me, of, [&](int64_t p) {
+        apply(layer.qkv, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+          float* to = qkv + i * width + c;
+          store(to, a), store(to + L, b);
+        });
+      });
+      meet();
+      s.wide_cache ? file<float>(layer, me, of) : file<uint16_t>(layer, me, of);
+      meet();
+      s.wide_cache ? look<float>(layer, me, of) : look<uint16_t>(layer, me, of);
+      meet();
+      const Rows heads = {narrow.data, narrow.scale, narrow.shift, s.n_heads * e, narrow.format};
+      run(step.n, me, of, [&](int64_t i) {
+        const float* from = mixed + i * s.n_heads * e;
+        for (int64_t k = 0; k < s.n_heads * e; k += 2 * L) heads.put(i, k, load(from + k), load(from + k + L));
+      });
+      meet();
+      add(layer.o, heads, me, of);
+      meet();
+      normed(layer.mlp_norm, narrow, me, of);
+      meet();
+      feed(layer, me, of);
+      meet();
+      add(layer.down, wide, me, of);
+      meet();
+    }
+    run(step.n, me, of, [&](int64_t i) {
+      float* x = step.x + i * s.d_model;
+      const Normed row(x, s.d_model, s.norm, s.rms, s.eps);
+      for (int64_t k = 0; k < s.d_model; k += L) store(x + k, row(k));
+    });
+  }
+};
+
+// Memory in pieces.
+struct Room {
+  uint8_t* at;
+  template <class T>
+  T* take(int64_t n) {
+    at = (uint8_t*)(((uintptr_t)at + 63) / 64 * 64);
+    T* piece = (T*)at;
+    at += n * sizeof(T);
+    return piece;
+  }
+  Rows rows(int64_t n, int64_t d_in, int64_t format) {
+    uint8_t* data = take<uint8_t>(n * d_in * Rows::number_bytes(format));
+    const int64_t groups = format >= INT8 ? n * (d_in / GROUP) : 0;
+    float* scale = take<float>(groups);
+    return {data, scale, take<int32_t>(groups), d_in, format};
+  }
+};
+
+Pass plan(const Stack& s, const Step& step, int64_t longest, int threads, Room& room) {
+  const int64_t heads = s.n_heads * s.head_dim, format = s.layers[0].qkv.format;
+  const int64_t width = heads + 2 * s.n_kv_heads * s.head_dim, long_room = (longest + PAGE) / PAGE * PAGE;
+  float* qkv = room.take<float>(step.n * width + WIDE);
+  float* mixed = room.take<float>(step.n * heads);
+  float* scores = room.take<float>(threads * QUERIES * long_room);
+  const Rows narrow = room.rows(step.n, std::max(s.d_model, heads), format);
+  const Rows wide = room.rows(step.n, s.d_ff, format);
+  return {s, step, qkv, mixed, scores, width, long_room,
+          {narrow.data, narrow.scale, narrow.shift, s.d_model, format}, wide};
+}
+
+}  // namespace
+
+extern "C" int decoder_is_here() { return 1; }
+
+// Bytes that `decoder_read` needs for n tokens, the longest text with its past `longest`.
+extern "C" int64_t decoder_room(const Stack* s, int64_t n, int64_t longest, int64_t threads) {
+  Room room = {nullptr};
+  const Step step = {n};
+  plan(*s, step, longest, threads, room);
+  return (int64_t)room.at + 64;
+}
+
+extern "C" void decoder_read(const Stack* s, int64_t n, int64_t n_texts, int64_t width, const int64_t* starts,
+                             const int64_t* counts, const int64_t* tables, int64_t longest, int64_t threads,
+                             uint8_t* memory, float* x) {
+  Room room = {memory};
+  const Step step = {n, n_texts, width, starts, counts, tables, x};
+  const Pass pass = plan(*s, step, longest, threads, room);
+  together(threads, [&](int me, int of, Meeting& meet) { pass(me, of, meet); });
+}
+
+// Scores of every word: x [n, d_model] → out [n, d_out]; memory as of Rows::bytes.
+extern "C" void decoder_scores(const Stack* s, const float* x, int64_t n, int64_t threads, uint8_t* memory, float* out) {
+  Room room = {memory};
+  const Map& head = s->head;
+  const Rows rows = room.rows(n, s->d_model, head.format);
+  together(threads, [&](int me, int of, Meeting& meet) {
+    Pass::run(n, me, of, [&](int64_t i) {
+      for (int64_t k = 0; k < s->d_model; k += 2 * L)
+        rows.put(i, k, load(x + i * s->d_model + k), load(x + i * s->d_model + k + L));
+    });
+    meet();
+    Pass::run(panels_of(head), me, of, [&](int64_t p) {
+      apply(head, p, rows, 0, n, [&](int64_t i, int64_t c, V a, V b) {
+        float* to = out + i * head.d_out + c;
+        const int64_t left = head.d_out - c;
+        if (left >= WIDE) {
+          store(to, a), store(to + L, b);
+        } else {
+          _mm512_mask_storeu_ps(to, left >= L ? 0xFFFF : (1u << left) - 1, (__m512)a);
+          if (left > L) _mm512_mask_storeu_ps(to + L, (1u << (left - L)) - 1, (__m512)b);
+        }
+      });
+    });
+  });
+}
+#else
+extern "C" int decoder_is_here() { return 0; }
+#endif
