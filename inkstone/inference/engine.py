@@ -23,6 +23,7 @@ from inkstone.inference.sampling import Sampler
 from inkstone.inference.scheduler import Part, Request, Scheduler
 from inkstone.inference.speculative import Guesser
 from inkstone.inference.stream import Answer, Chunk, new_answer
+from inkstone.nn import compiled_decoder
 from inkstone.nn.paged import Layout
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Engine:
         tokens_per_step: Tokens of one pass, at most.
         cache_bytes: Keys and values of all requests together; enough for one of the longest is
             taken in any case.
+        cache_tokens: The same, as a number of tokens that is enough.
         guesser: Guesses tokens ahead; the answers stay the same.
 
     Raises:
@@ -65,6 +67,7 @@ class Engine:
         most: int = MOST,
         tokens_per_step: int = TOKENS_PER_STEP,
         cache_bytes: int = CACHE_BYTES,
+        cache_tokens: int | None = None,
         guesser: Guesser | None = None,
     ) -> None:
         if not 1 <= most <= tokens_per_step:
@@ -72,17 +75,18 @@ class Engine:
                 f"{most} requests at once and {tokens_per_step} tokens a step do not fit together",
                 fix="every request takes a token of a step",
             )
-        self.model, self.tokenizer, self.guesser = model.eval(), tokenizer, guesser
+        model.eval()
+        self.model: Any = compiled_decoder.reader(model) or model
+        self.tokenizer, self.guesser = tokenizer, guesser
         self.device = model.head_weight.device
         self.max_seq_len: int = model.config.max_seq_len
         self.vocab_size: int = model.config.vocab_size
         if tokenizer is not None:
             self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
         longest = self.max_seq_len + 1
-        fitting = cache_bytes // max(1, model.token_bytes)
-        self.cache, self._n_pages = model.new_pages(
-            most, max(longest, min(fitting, most * longest))
-        )
+        fitting = cache_bytes // max(1, self.model.token_bytes)
+        n_tokens = cache_tokens or max(longest, min(fitting, most * longest))
+        self.cache, self._n_pages = self.model.new_pages(most, n_tokens)
         self.scheduler = Scheduler(self._new_pages(), tokens_per_step=tokens_per_step, most=most)
         self._running: dict[int, _Running] = {}
         self._by_request: dict[Request, _Running] = {}
@@ -115,16 +119,19 @@ class Engine:
         Raises:
             UsageError: The prompt is empty, too long, or holds unknown ids.
         """
-        number = self._next
         answer = new_answer(
-            number, prompt, config, self.tokenizer, self.vocab_size, self.model.config,
+            self._next, prompt, config, self.tokenizer, self.vocab_size, self.model.config,
             self.device, constraint,
         )  # fmt: skip
         self._next += 1
+        self.add(answer, end_ids)
+        return answer.index
+
+    def add(self, answer: Answer, end_ids: Collection[int]) -> None:
+        """Queue an answer that has not begun, under its own number."""
         running = _Running(Request(list(answer.prompt)), answer, frozenset(end_ids))
-        self._running[number] = self._by_request[running.request] = running
+        self._running[answer.index] = self._by_request[running.request] = running
         self.scheduler.add(running.request)
-        return number
 
     def cancel(self, number: int) -> None:
         """Forget a request; one that is answered already is no error."""

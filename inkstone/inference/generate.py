@@ -1,6 +1,7 @@
-"""From prompts to text, for the library, the command line and chat; a server has `engine.py`.
+"""From prompts to text, for the library, the command line and chat.
 
-A batch is read once, padded on the left, and then grows by one token a row and step. Rows that are
+Where a model can be read by compiled code, an engine does the work (`engine.py`). Elsewhere a batch
+is read once, padded on the left, and then grows by one token a row and step. Rows that are
 done leave it, so nothing is computed for them, and no row's context is shortened by a neighbour's.
 Shapes: B rows, T columns of the longest prompt, V vocab.
 """
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
+from inkstone.inference.engine import TOKENS_PER_STEP, Engine
 from inkstone.inference.sampling import Sampler, TokenScore
 from inkstone.inference.stream import Answer, Chunk, Generation, new_answer
+from inkstone.nn import compiled_decoder
+from inkstone.nn.paged import PAGE_SIZE
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
@@ -147,6 +151,9 @@ class Generator:
     def _decode(self, rows: list[Answer], end_ids: frozenset[int]) -> Iterator[Chunk]:
         if not rows:
             return
+        if compiled_decoder.reader(self.model) is not None:
+            yield from self._read(rows, end_ids)
+            return
         was_training = self.model.training
         self.model.eval()
         try:
@@ -164,6 +171,18 @@ class Generator:
                     batch.keep(going)
         finally:
             self.model.train(was_training)
+
+    def _read(self, rows: list[Answer], end_ids: frozenset[int]) -> Iterator[Chunk]:
+        """By an engine of its own, which has what a server's has."""
+        pages = sum(-(-(len(row.prompt) + row.room) // PAGE_SIZE) + 1 for row in rows)
+        engine = Engine(
+            self.model, most=len(rows), tokens_per_step=max(TOKENS_PER_STEP, len(rows)),
+            cache_tokens=pages * PAGE_SIZE,
+        )  # fmt: skip
+        for row in rows:
+            engine.add(row, end_ids)
+        while len(engine):
+            yield from engine.step()
 
 
 class _Batch:

@@ -108,6 +108,13 @@ class Block(nn.Module):
         """Two linear maps around a GELU: [B, T, D] → [B, T, D]."""
         return self.down(gelu(self.up(x)))
 
+    def parts(self, window: int | None) -> LayerParts:
+        """What a compiled reader puts together anew."""
+        return LayerParts(
+            self.attention_norm, (self.q, self.k, self.v), self.o, self.mlp_norm, self.up,
+            self.down, window=window,
+        )  # fmt: skip
+
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
 
@@ -173,16 +180,12 @@ class Model(Decoder):
         x = x + self.position(view.positions, self.compute_dtype)
         return dropout(x, self.config.dropout, self.training)
 
-    def parts(self) -> StackParts:
+    def parts(self) -> StackParts | None:
         """What a compiled reader puts together anew."""
-        layers = (
-            LayerParts(
-                b.attention_norm, (b.q, b.k, b.v), b.o, b.mlp_norm, b.up, b.down,
-                window=self.bands[i % len(self.bands)],
-            )
-            for i, b in enumerate(self.blocks)
-        )  # fmt: skip
-        return StackParts(tuple(layers), self.norm)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        bands = (self.bands[i % len(self.bands)] for i in range(len(blocks)))
+        layers = tuple(b.parts(band) for b, band in zip(blocks, bands, strict=True))
+        return StackParts(layers, self.norm)
 
     @property
     def bands(self) -> tuple[int | None, ...]:

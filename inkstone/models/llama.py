@@ -210,6 +210,16 @@ class Block(nn.Module):
             k, v = cache.update(layer, k, v)
         return self.o(attend(q, k, v, view))
 
+    def parts(self, window: int | None) -> LayerParts:
+        """What a compiled reader puts together anew."""
+        qk_norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            qk_norms = self.q_norm, self.k_norm
+        return LayerParts(
+            self.attention_norm, (self.q, self.k, self.v), self.o, self.mlp_norm, self.up,
+            self.down, self.gate, qk_norms, window,
+        )  # fmt: skip
+
     def mlp(self, x: Tensor) -> Tensor:
         """SwiGLU (Shazeer 2020, equation 6): [B, T, D] → [B, T, D]."""
         gate, up = stacked(x, (self.gate, self.up)).chunk(2, dim=-1)
@@ -254,14 +264,9 @@ class Model(Decoder):
 
     def parts(self) -> StackParts | None:
         """What a compiled reader puts together anew; None where a family's layers are others."""
-        layers = (
-            LayerParts(
-                b.attention_norm, (b.q, b.k, b.v), b.o, b.mlp_norm, b.up, b.down, b.gate,
-                None if b.q_norm is None else (b.q_norm, b.k_norm), self.config.sliding_window,
-            )
-            for b in self.blocks
-        )  # fmt: skip
-        return StackParts(tuple(layers), self.norm, self.rope)
+        window, blocks = self.config.sliding_window, self.blocks
+        layers = tuple(block.parts(window) for block in blocks if isinstance(block, Block))
+        return StackParts(layers, self.norm, self.rope)
 
     def hidden(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inkstone.device import memory
 from inkstone.nn import native
 from inkstone.nn.attention import View
 from inkstone.nn.linear import Linear
 from inkstone.nn.norms import RMSNorm
-from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
-from inkstone.nn.panels import Map, Panels, pack
+from inkstone.nn.paged import PAGE_SIZE, LaidOut
+from inkstone.nn.panels import Map, Shelf, pack
 from inkstone.nn.quantized import GROUP, Quantized, quantize
 from inkstone.nn.rope import Rope
 
 LANES = 16
+KEPT = "_reader"  # where a network keeps what reads for it
 BITS = {"int8": 8, "int4": 4}
 
 
@@ -115,6 +118,31 @@ def fits(model: Any) -> bool:
     return model.parts() is not None
 
 
+def reader(model: Any) -> CompiledDecoder | None:
+    """What reads for a model, kept until its weights change; None where torch does the work.
+
+    A model that learns has none, nor one whose weights, laid out anew, would take more than half of
+    the memory that is free.
+    """
+    if model.training or not fits(model) or any(p.is_inference() for p in model.parameters()):
+        return None
+    made_of = (model.compute_dtype, *((p.data_ptr(), p._version) for p in model.parameters()))
+    kept: tuple[Any, CompiledDecoder] | None = getattr(model, KEPT, None)
+    if kept is not None and kept[0] == made_of:
+        return kept[1]
+    numbers = sum(p.numel() for p in model.parameters())
+    if 2 * numbers * model.compute_dtype.itemsize > memory(model.device)[1]:
+        return None
+    made = CompiledDecoder(model)
+    model.__dict__[KEPT] = made_of, made  # not a part of the network
+    return made
+
+
+def forget(model: Any) -> None:
+    """Give the memory back that reading has cost."""
+    model.__dict__.pop(KEPT, None)
+
+
 class CompiledPages(LaidOut):
     """Keys [pages, K, E, PAGE_SIZE] and values [pages, K, PAGE_SIZE, E] of every layer, in fp32 or
     fp16."""
@@ -124,7 +152,10 @@ class CompiledPages(LaidOut):
 
     def __init__(self, config: Any, n_pages: int, dtype: torch.dtype) -> None:
         shape = (config.n_layers, n_pages, config.n_kv_heads * config.head_dim * PAGE_SIZE)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        self.keys, self.values = (
+            native.memory(n_bytes).view(dtype).view(shape) for _ in range(2)
+        )  # fmt: skip
 
 
 class CompiledDecoder:
@@ -145,6 +176,7 @@ class CompiledDecoder:
         self.cache_dtype = torch.float32 if self.format == "fp32" else torch.float16
         self._weights = weights or {}
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._shelf = Shelf()
         self._kept: list[Any] = []  # memory that the structures point to
         parts: StackParts = model.parts()
         c = model.config
@@ -229,7 +261,7 @@ class CompiledDecoder:
         norms = layer.qk_norms or (None, None)
         return _Layer(
             self._norm(layer.attention_norm), self._maps(layer.qkv),
-            *(None if n is None else self._numbers(n.weight) for n in norms),
+            *(None if n is None else self._norm(n).weight for n in norms),
             self._maps([layer.o]), self._norm(layer.mlp_norm),
             Map() if layer.gate is None else self._maps([layer.gate]), self._maps([layer.up]),
             self._maps([layer.down]), layer.window or 0, None, None,
@@ -240,13 +272,13 @@ class CompiledDecoder:
         return _Norm(self._numbers(norm.weight), None if bias is None else self._numbers(bias))
 
     def _numbers(self, x: Tensor) -> int:
-        kept = x.detach().float().contiguous()
+        kept = x.detach().float().contiguous().clone()
         self._kept.append(kept)
         return kept.data_ptr()
 
     def _maps(self, linears: Sequence[Linear]) -> Map:
-        biases = [m.bias for m in linears]
-        bias = None if biases[0] is None else torch.cat([b.float() for b in biases])
+        biases = [m.bias.detach().float() for m in linears if m.bias is not None]
+        bias = torch.cat(biases) if biases else None
         names = [self._names[id(m)] for m in linears]
         return self._map(names, [m.weight for m in linears], bias)
 
@@ -255,6 +287,6 @@ class CompiledDecoder:
         if self.format in BITS:
             weight = quantize(weight, BITS[self.format])
         dtype = torch.float32 if self.format == "fp32" else torch.bfloat16
-        panels: Panels = pack(weight, bias, dtype)
+        panels = self._shelf.put(pack(weight, bias, dtype))
         self._kept.append(panels)
         return panels.map

@@ -91,7 +91,6 @@ INLINE void keep(uint16_t* p, float x) {
   *p = (uint16_t)_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT), 0);
 }
 INLINE float sum(V x) { return _mm512_reduce_add_ps((__m512)x); }
-INLINE V most(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 
 // A row of d numbers, normed.
 struct Normed {
@@ -117,71 +116,98 @@ struct Normed {
   }
 };
 
-// R queries of one text with one head. q [R, ·], scaled; scores [R, room].
+// R queries of one text, of the heads that share keys with kv heads `from` to `to`. Pages are gone
+// through in the order of memory. scores: room for every one of these heads and queries.
 template <class C, int R>
-void attend(const Stack& s, const C* keys, const C* values, const float* q, int64_t stride, int64_t kv_head,
-            const int64_t* table, int64_t position, int64_t window, float* scores, int64_t room, float* out,
-            int64_t out_stride) {
-  const int64_t e = s.head_dim, page_size = s.n_kv_heads * e * PAGE;
-  const int64_t lowest = window ? std::max<int64_t>(0, position - window + 1) : 0;
-  const int64_t first = lowest / PAGE, end = position + R, pages = (end + PAGE - 1) / PAGE;
-  const V lane = (V)_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  V top[R];
-  for (int r = 0; r < R; r++) top[r] = (V)never;
-  for (int64_t p = first; p < pages; p++) {
-    const C* k = keys + table[p] * page_size + kv_head * e * PAGE;
-    V found[R] = {};
-    for (int64_t i = 0; i < e; i++) {
-      const V column = cached(k + i * PAGE);
+struct Attention {
+  const Stack& s;
+  const Layer& layer;
+  const float* q;  // [R, ·], scaled, rows `stride` apart
+  int64_t stride;
+  const int64_t* table;
+  int64_t position;  // of the first query
+  int64_t from, to;
+  float* scores;
+  int64_t room;
+  float* out;  // [R, n_heads * head_dim]
+
+  void operator()() const {
+    const int64_t e = s.head_dim, shared = s.n_heads / s.n_kv_heads, width = s.n_heads * e;
+    const int64_t window = layer.window, lowest = window ? std::max<int64_t>(0, position - window + 1) : 0;
+    const int64_t first = lowest / PAGE, end = position + R, pages = (end + PAGE - 1) / PAGE;
+    for (int64_t p = first; p < pages; p++)
+      for (int64_t g = from; g < to; g++) {
+        const C* keys = (const C*)layer.keys + (table[p] * s.n_kv_heads + g) * e * PAGE;
+        for (int64_t h = 0; h < shared; h++)
+          score(keys, q + (g * shared + h) * e, p, scores + ((g - from) * shared + h) * R * room + (p - first) * PAGE);
+      }
+    for (int64_t row = 0; row < (to - from) * shared * R; row++) softmax(scores + row * room, (pages - first) * PAGE);
+    for (int r = 0; r < R; r++) std::memset(out + r * width + from * shared * e, 0, (to - from) * shared * e * sizeof(float));
+    for (int64_t p = first; p < pages; p++)
+      for (int64_t g = from; g < to; g++) {
+        const C* values = (const C*)layer.values + (table[p] * s.n_kv_heads + g) * PAGE * e;
+        for (int64_t h = 0; h < shared; h++) {
+          const float* weights = scores + ((g - from) * shared + h) * R * room + (p - first) * PAGE;
+          float* to = out + (g * shared + h) * e;
+          const int64_t here = std::min<int64_t>(PAGE, end - p * PAGE);
+          int64_t i = 0;
+          for (; i + 4 * L <= e; i += 4 * L) mix<4>(values + i, weights, here, to + i, width);
+          for (; i < e; i += L) mix<1>(values + i, weights, here, to + i, width);
+        }
+      }
+  }
+
+  // Four sums of every query, each of every fourth number, so that none waits for the one before.
+  INLINE void score(const C* keys, const float* query, int64_t p, float* to) const {
+    V parts[R][4] = {};
+    for (int64_t i = 0; i < s.head_dim; i += 4)
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) found[r] += q[r * stride + i] * column;
-    }
+      for (int j = 0; j < 4; j++) {
+        const V column = cached(keys + (i + j) * PAGE);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) parts[r][j] += query[r * stride + i + j] * column;
+      }
+    const V lane = (V)_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     for (int r = 0; r < R; r++) {
       const float here = float(position + r - p * PAGE);  // lanes up to here are seen
       __mmask16 seen = _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here), _CMP_LE_OQ);
-      if (window) seen &= _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here - window), _CMP_GT_OQ);
-      found[r] = (V)_mm512_mask_blend_ps(seen, never, (__m512)found[r]);
-      store(scores + r * room + (p - first) * PAGE, found[r]);
-      top[r] = most(top[r], found[r]);
+      if (layer.window) seen &= _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here - layer.window), _CMP_GT_OQ);
+      const V found = (parts[r][0] + parts[r][1]) + (parts[r][2] + parts[r][3]);
+      store(to + r * room, (V)_mm512_mask_blend_ps(seen, never, (__m512)found));
     }
   }
-  const int64_t n = (pages - first) * PAGE;
-  float share[R];
-  for (int r = 0; r < R; r++) {
-    const float highest = _mm512_reduce_max_ps((__m512)top[r]);
-    V total = {};
+
+  static INLINE void softmax(float* row, int64_t n) {
+    V top = load(row), total = {};
+    for (int64_t t = L; t < n; t += L) top = (V)_mm512_max_ps((__m512)top, (__m512)load(row + t));
+    const float highest = _mm512_reduce_max_ps((__m512)top);
     for (int64_t t = 0; t < n; t += L) {
-      const V weight = exp_of(load(scores + r * room + t) - highest);
-      store(scores + r * room + t, weight);
+      const V weight = exp_of(load(row + t) - highest);
+      store(row + t, weight);
       total += weight;
     }
-    share[r] = 1 / sum(total);
+    const float by = 1 / sum(total);
+    for (int64_t t = 0; t < n; t += L) store(row + t, load(row + t) * by);
   }
-  for (int64_t i = 0; i < e;) {
-    const auto some = [&](auto vectors) {
-      constexpr int N = decltype(vectors)::value;
-      V mixed[R][N] = {};
-      for (int64_t p = first; p < pages; p++) {
-        const C* v = values + table[p] * page_size + kv_head * e * PAGE + i;
-        const float* weight = scores + (p - first) * PAGE;
-        const int64_t here = std::min<int64_t>(PAGE, end - p * PAGE);
-        for (int64_t t = 0; t < here; t++, v += e)
+
+  // N vectors of the first `n` values of a page, added by weight.
+  template <int N>
+  INLINE void mix(const C* values, const float* weights, int64_t n, float* to, int64_t width) const {
+    V mixed[R][N];
+    for (int r = 0; r < R; r++)
+      for (int j = 0; j < N; j++) mixed[r][j] = load(to + r * width + j * L);
+    for (int64_t t = 0; t < n; t++, values += s.head_dim)
 #pragma GCC unroll 4
-          for (int j = 0; j < N; j++) {
-            const V value = cached(v + j * L);
+      for (int j = 0; j < N; j++) {
+        const V value = cached(values + j * L);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) mixed[r][j] += weight[r * room + t] * value;
-          }
+        for (int r = 0; r < R; r++) mixed[r][j] += weights[r * room + t] * value;
       }
-      for (int r = 0; r < R; r++)
-        for (int j = 0; j < N; j++) store(out + r * out_stride + i + j * L, mixed[r][j] * share[r]);
-      i += N * L;
-    };
-    if (e - i >= 4 * L) some(std::integral_constant<int, 4>());
-    else some(std::integral_constant<int, 1>());
+    for (int r = 0; r < R; r++)
+      for (int j = 0; j < N; j++) store(to + r * width + j * L, mixed[r][j]);
   }
-}
+};
 
 struct Pass {
   const Stack& s;
@@ -253,27 +279,38 @@ struct Pass {
     }
   }
 
+  template <class C, int R>
+  void look(const Layer& layer, int64_t text, int64_t row, int64_t i, int64_t from, int64_t to, float* own) const {
+    const int64_t wide = s.n_heads * s.head_dim;
+    Attention<C, R>{s, layer, qkv + (row + i) * width, width, step.tables + text * step.width, step.starts[text] + i,
+                    from, to, own, room, mixed + (row + i) * wide}();
+  }
+
+  // A token that comes alone is shared out by heads, which lie side by side; of a run of tokens, a few
+  // at a time and head by head, whose keys then stay in the cache.
   template <class C>
   void look(const Layer& layer, int me, int of) const {
-    const int64_t e = s.head_dim, shared = s.n_heads / s.n_kv_heads;
-    float* own = scores + me * QUERIES * room;
+    const int64_t shared = s.n_heads / s.n_kv_heads;
+    float* own = scores + me * std::max(s.n_heads, shared * QUERIES) * room;
     int64_t turn = 0;
-    for (int64_t text = 0, row = 0; text < step.n_texts; row += step.counts[text++])
-      for (int64_t i = 0; i < step.counts[text]; i += QUERIES)
-        for (int64_t h = 0; h < s.n_heads; h++) {
+    for (int64_t text = 0, row = 0; text < step.n_texts; row += step.counts[text++]) {
+      const int64_t n = step.counts[text];
+      if (n == 1) {
+        const int64_t from = s.n_kv_heads * me / of, to = s.n_kv_heads * (me + 1) / of;
+        if (from < to) look<C, 1>(layer, text, row, 0, from, to, own);
+        continue;
+      }
+      for (int64_t h = 0; h < s.n_kv_heads; h++)
+        for (int64_t i = 0; i < n; i += QUERIES) {
           if (turn++ % of != me) continue;
-          const int64_t some = std::min<int64_t>(QUERIES, step.counts[text] - i);
-          const auto at = [&](auto n) {
-            attend<C, decltype(n)::value>(
-                s, (const C*)layer.keys, (const C*)layer.values, qkv + (row + i) * width + h * e, width, h / shared,
-                step.tables + text * step.width, step.starts[text] + i, layer.window, own, room,
-                mixed + (row + i) * s.n_heads * e + h * e, s.n_heads * e);
-          };
-          if (some == 4) at(std::integral_constant<int, 4>());
-          else if (some == 3) at(std::integral_constant<int, 3>());
-          else if (some == 2) at(std::integral_constant<int, 2>());
-          else at(std::integral_constant<int, 1>());
+          switch (std::min<int64_t>(QUERIES, n - i)) {
+            case 4: look<C, 4>(layer, text, row, i, h, h + 1, own); break;
+            case 3: look<C, 3>(layer, text, row, i, h, h + 1, own); break;
+            case 2: look<C, 2>(layer, text, row, i, h, h + 1, own); break;
+            default: look<C, 1>(layer, text, row, i, h, h + 1, own);
+          }
         }
+    }
   }
 
   void feed(const Layer& layer, int me, int of) const {
@@ -362,7 +399,7 @@ Pass plan(const Stack& s, const Step& step, int64_t longest, int threads, Room& 
   const int64_t width = heads + 2 * s.n_kv_heads * s.head_dim, long_room = (longest + PAGE) / PAGE * PAGE;
   float* qkv = room.take<float>(step.n * width + WIDE);
   float* mixed = room.take<float>(step.n * heads);
-  float* scores = room.take<float>(threads * QUERIES * long_room);
+  float* scores = room.take<float>(threads * std::max(s.n_heads, s.n_heads / s.n_kv_heads * QUERIES) * long_room);
   const Rows narrow = room.rows(step.n, std::max(s.d_model, heads), format);
   const Rows wide = room.rows(step.n, s.d_ff, format);
   return {s, step, qkv, mixed, scores, width, long_room,

@@ -7,9 +7,11 @@ name that holds the source, the compiler and the processor.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
@@ -87,6 +90,16 @@ def arguments(*values: Any) -> list[Any]:
         else ctypes.c_int64(value) if isinstance(value, int) else value
         for value in values
     ]  # fmt: skip
+
+
+def memory(n_bytes: int) -> Tensor:
+    """Zeros, [n_bytes] uint8, in pages of megabytes where the system has them: whoever goes through
+    more memory than the caches hold then seldom has to look up where a page is."""
+    block = mmap.mmap(-1, max(1, n_bytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(block, dtype=torch.uint8)
 
 
 def share(part: Callable[[int], None], n_threads: int) -> None:

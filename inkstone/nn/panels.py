@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inkstone.nn import native
 from inkstone.nn.quantized import GROUP, Quantized
 
 WIDE = 32  # rows of a panel
+PIECE_BYTES = 64 << 20
+LINE_BYTES = 64  # where a panel may begin
 FORMATS = ("fp32", "bf16", "int8", "int4")
 
 
@@ -47,6 +50,22 @@ class Panels:
         """It lives as long as this object does."""
         numbers = (self.d_in, self.d_out, FORMATS.index(self.format))
         return Map(self.memory.data_ptr(), self.bias.data_ptr(), *numbers)
+
+
+class Shelf:
+    """Panels of many maps, side by side in a few large pieces of memory."""
+
+    def __init__(self) -> None:
+        self._free = native.memory(0)
+
+    def put(self, panels: Panels) -> Panels:
+        """The same panels, on the shelf."""
+        n_bytes = panels.memory.numel()
+        if self._free.numel() < n_bytes:
+            self._free = native.memory(max(n_bytes, PIECE_BYTES))
+        place, self._free = self._free[:n_bytes], self._free[n_bytes + -n_bytes % LINE_BYTES :]
+        place.copy_(panels.memory)
+        return replace(panels, memory=place)
 
 
 def pack(weight: Tensor | Quantized, bias: Tensor | None, dtype: torch.dtype) -> Panels:

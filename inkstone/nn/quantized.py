@@ -1,9 +1,9 @@
-"""Weights in whole numbers of 8 or 4 bits: w ≈ scale · code, a scale for every 32 inputs of a row.
+"""Weights in whole numbers of 8 or 4 bits: w ≈ scale · code, a scale for 32 inputs of a row.
 
-Rounding to the nearest is exact enough with 8 bits. With 4 the scale of a group is searched: the one
-whose codes give the least squared error, each weight counted by how large its input tends to be on
-the user's own text (activation-aware quantization: Lin et al. 2023, section 3.1, who scale weights
-for the same end; Frantar et al. 2022 for the error that is minimised).
+Rounding to the nearest is exact enough with 8 bits. With 4 the scale of a group is searched: the
+one whose codes give the least squared error, each weight counted by how large its input tends to be
+on the user's own text (activation-aware quantization: Lin et al. 2023, section 3.1, who scale
+weights for the same end; Frantar et al. 2022 for the error that is minimised).
 Shapes: d_out, d_in, G = d_in / 32 groups.
 """
 

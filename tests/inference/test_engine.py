@@ -25,7 +25,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (llama, {"n_heads": 4, "n_kv_heads": 2, "sliding_window": 9}),
     "lamda": (lamda, {"n_heads": 4}),
     "lstm": (lstm, {}),
-}
+    # of a width that compiled code reads
+    "gpt2, compiled": (gpt2, {"n_heads": 4, "d_model": 64}),
+    "llama, compiled": (
+        llama, {"n_heads": 4, "n_kv_heads": 2, "d_model": 64, "d_ff": 96, "sliding_window": 9}
+    ),
+}  # fmt: skip
 
 
 def _model(family: Any, **shape: Any) -> Any:

@@ -38,12 +38,14 @@ def _model(family: Any, seed: int = 0, **shape: Any) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "window"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "window", "compiled"])
 def model(request: pytest.FixtureRequest) -> Any:
     if request.param == "gpt2":
         return _model(gpt2)
     if request.param == "llama":
         return _model(llama, n_kv_heads=2, qk_norm=True)
+    if request.param == "compiled":
+        return _model(llama, n_kv_heads=2, qk_norm=True, d_model=64, d_ff=96)
     return _model(llama, n_kv_heads=2, sliding_window=7, tied_head=False)
 
 
