@@ -24,7 +24,7 @@ from inkstone.inference.scheduler import Part, Request, Scheduler
 from inkstone.inference.speculative import Guesser
 from inkstone.inference.stream import Answer, Chunk, new_answer
 from inkstone.nn import compiled_decoder
-from inkstone.nn.paged import Layout
+from inkstone.nn.paged import LaidOut, Layout
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
@@ -86,6 +86,8 @@ class Engine:
         longest = self.max_seq_len + 1
         fitting = cache_bytes // max(1, self.model.token_bytes)
         n_tokens = cache_tokens or max(longest, min(fitting, most * longest))
+        self.cache: LaidOut
+        self._n_pages: int
         self.cache, self._n_pages = self.model.new_pages(most, n_tokens)
         self.scheduler = Scheduler(self._new_pages(), tokens_per_step=tokens_per_step, most=most)
         self._running: dict[int, _Running] = {}

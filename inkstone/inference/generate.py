@@ -176,7 +176,8 @@ class Generator:
         """By an engine of its own, which has what a server's has."""
         pages = sum(-(-(len(row.prompt) + row.room) // PAGE_SIZE) + 1 for row in rows)
         engine = Engine(
-            self.model, most=len(rows), tokens_per_step=max(TOKENS_PER_STEP, len(rows)),
+            self.model, self.tokenizer, most=len(rows),
+            tokens_per_step=max(TOKENS_PER_STEP, len(rows)),
             cache_tokens=pages * PAGE_SIZE,
         )  # fmt: skip
         for row in rows:
