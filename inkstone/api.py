@@ -28,6 +28,7 @@ from inkstone.inference.predict import Predictor, connect, is_on_examples, open_
 from inkstone.inference.respond import Respondent
 from inkstone.inference.stream import Generation
 from inkstone.nn import lora
+from inkstone.nn.quantized import n_weights
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.score_methods import ScoreMethods
 from inkstone.recipe import load as load_recipe
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.inference.middle import Infill
+    from inkstone.pipeline.compress import Compressed
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -186,6 +188,40 @@ def merge(base: str | Path, adapter: str | Path, to: str | Path) -> LanguageMode
     return opened
 
 
+def compress(
+    run: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    evaluate: str | Path | None = None,
+    keep: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> Compressed:
+    """Write a small copy of a model, and compare the two in size, speed, memory and score.
+
+    Args:
+        run: A run or model folder.
+        to: "int8" or "int4" (whole numbers in groups of 32), or "bf16".
+        out: A new folder.
+        data: Text or examples like those that the model will read, to round by.
+        evaluate: Data to score both on.
+        keep: Names of parts that stay as they are: "embed", "head", "blocks.0", "down".
+        observer: Told what happens; nothing is printed.
+
+    Raises:
+        UsageError: The model has no weights to round, or an argument is out of range.
+        CheckpointError: The folder exists, or the model is damaged.
+        DataError: The data cannot be read.
+    """
+    from inkstone.pipeline.compress import compress as run_it
+
+    return run_it(
+        load(run, device="cpu"), to, out, reopen=lambda path: load(path, device="cpu"),
+        data=data, evaluate=evaluate, keep=keep, observer=observer,
+    )  # fmt: skip
+
+
 def find_model(folder: Path) -> Path:
     """The model folder that `folder` is or holds."""
     if (folder / "config.json").is_file():
@@ -246,7 +282,7 @@ class LanguageModel(ScoreMethods):
         """How many weights it has; 0 where it is no network."""
         if not hasattr(self.model, "parameters"):
             return 0
-        return sum(p.numel() for p in self.model.parameters())
+        return n_weights(self.model)
 
     def adapted(self, adapter: str | Path) -> LanguageModel:
         """The same model with a LoRA adapter added to its weights; this one stays as it is.

@@ -18,11 +18,16 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from inkstone import __version__, registry
+from inkstone.checkpoint import compressed
 from inkstone.checkpoint.card import model_card
+from inkstone.checkpoint.compressed import PackedEntry
 from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_tensors
 from inkstone.errors import CheckpointError, InkstoneError, ModelError
 from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
 from inkstone.models._weights import LAYERS, Weight, expand
+from inkstone.nn import quantized
+from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.quantized import Quantized
 
 if TYPE_CHECKING:
     from inkstone.tokenizers.tokenizer import Tokenizer
@@ -61,7 +66,8 @@ def save_model(
     ids = _special_ids(tokenizer, model.config.vocab_size)
     ids = {key: hf.get(key) if value is None else value for key, value in ids.items()}
     name = str(dtype).removeprefix("torch.")
-    write_json(folder / "config.json", hf | ids | {"torch_dtype": name, "dtype": name})
+    hf = hf | ids | {"torch_dtype": name, "dtype": name} | _compression(model)
+    write_json(folder / "config.json", hf)
     generation = {key: value for key, value in ids.items() if value is not None}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **generation})
     _write_weights(folder, family, model, dtype)
@@ -70,7 +76,7 @@ def save_model(
         "inkstone": __version__,
         "torch": torch.__version__,
         "family": family.__name__.rsplit(".", 1)[-1],
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": quantized.n_weights(model),
         **(info or {}),
     }
     write_json(folder / "inkstone.json", about)
@@ -107,6 +113,7 @@ def load_model(
         raise CheckpointError(f"{folder} is not a folder")
     family, config = _read_config(folder / "config.json")
     entries = _find_tensors(folder)
+    compressed.gather(entries, read_json(folder / "config.json"))
     _rename(family, entries)
     if hasattr(family, "fit_config"):  # some parts show in the weights only
         config = family.fit_config(config, set(entries))
@@ -244,7 +251,10 @@ def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Pat
     for row in rows:
         entry = entries[row.theirs]
         shape = _stacked_shape([shapes[name] for name in row.ours])
-        shape = shape[::-1] if row.transposed else shape
+        whole = isinstance(entry, PackedEntry)
+        shape = shape[::-1] if row.transposed and not whole else shape
+        if whole and not all(_holds_numbers(model, name) for name in row.ours):
+            raise CheckpointError(f"{entry.path}: {row.theirs!r} cannot be of whole numbers")
         if entry.shape != shape:
             raise CheckpointError(
                 f"{entry.path}: tensor {row.theirs!r} has shape {list(entry.shape)}; "
@@ -266,11 +276,20 @@ def _read_state(
         if name not in given
     }
     for row in rows:
-        tensor = _read_weight(row.theirs, entries[row.theirs]).to(dtype)
+        entry = entries[row.theirs]
+        if isinstance(entry, PackedEntry):
+            heights = [sizes[name] for name in row.ours]
+            parts = entry.read(row.theirs).split(heights)
+            for name, part in zip(row.ours, parts, strict=True):
+                module = name.removesuffix(".weight")
+                quantized.put(model, module, part)
+                state |= {f"{module}.codes": part.codes, f"{module}.scales": part.scales}
+            continue
+        tensor = _read_weight(row.theirs, entry).to(dtype)
         tensor = tensor.T if row.transposed else tensor
-        parts = tensor.split([sizes[name] for name in row.ours])
-        for name, part in zip(row.ours, parts, strict=True):
-            state[name] = part.contiguous() if len(parts) == 1 else part.clone()
+        pieces = tensor.split([sizes[name] for name in row.ours])
+        for name, piece in zip(row.ours, pieces, strict=True):
+            state[name] = piece.contiguous() if len(pieces) == 1 else piece.clone()
     return state
 
 
@@ -309,6 +328,13 @@ def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dt
     ours = model.state_dict()
     tensors: dict[str, Tensor] = {}
     for row in _table(family, model.config):
+        modules = [name.removesuffix(".weight") for name in row.ours]
+        if f"{modules[0]}.codes" in ours:
+            whole = [_quantized(model, name) for name in modules]
+            for name in modules:
+                del ours[f"{name}.codes"], ours[f"{name}.scales"]
+            tensors |= compressed.tensors(row.theirs, Quantized.below_each_other(whole))
+            continue
         if row.ours[0] not in ours:
             continue
         parts = [ours.pop(name).detach() for name in row.ours]
@@ -334,6 +360,29 @@ def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dt
         where |= dict.fromkeys(shard, file)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _holds_numbers(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is the weight of a map or a table."""
+    module, dot, last = name.rpartition(".")
+    owner = model.get_submodule(module)
+    return bool(dot) and last == "weight" and isinstance(owner, Linear | Embedding)
+
+
+def _quantized(model: nn.Module, name: str) -> Quantized:
+    found = quantized.quantized_of(model.get_submodule(name))
+    assert found is not None
+    return found
+
+
+def _compression(model: nn.Module) -> dict[str, Any]:
+    """What config.json says of weights that are whole numbers."""
+    maps = [m.bits for m in model.modules() if isinstance(m, quantized.QuantizedLinear)]
+    tables = [m.bits for m in model.modules() if isinstance(m, quantized.QuantizedEmbedding)]
+    if not maps and not tables:
+        return {}
+    given = compressed.settings((maps or tables)[0], tables[0] if tables else None)
+    return {"quantization_config": given}
 
 
 def _stacked_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

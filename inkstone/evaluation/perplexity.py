@@ -24,8 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from inkstone.errors import DataError, UsageError
+from inkstone.nn import compiled_decoder
+from inkstone.nn.compiled_decoder import CompiledDecoder
 from inkstone.nn.loss import chunked_cross_entropy
 from inkstone.text.config import TextConfig
 from inkstone.text.normalize import normalize
@@ -38,6 +41,7 @@ Rule = Literal["windows", "stride"]
 Ids = npt.NDArray[np.int64]
 
 TOKENS_AT_ONCE = 8192  # of one forward pass
+ROWS = 256  # whose scores of all words are held at once
 DOCUMENTS_AT_ONCE = 256  # that are encoded together
 
 
@@ -249,7 +253,13 @@ def _batches(
 
 @torch.inference_mode()
 def _score(model: Any, rows: npt.NDArray[np.int64], fresh: int) -> float:
-    """Nats of the last `fresh` tokens of each row."""
+    """Nats of the last `fresh` tokens of each row.
+
+    Weights of whole numbers are read as they are when the model answers, inputs rounded too.
+    """
+    reader = compiled_decoder.reader(model)
+    if reader is not None and reader.whole:
+        return sum(_score_row(reader, torch.from_numpy(row), fresh) for row in rows)
     weight = model.head_weight
     ids = torch.from_numpy(rows).to(weight.device)
     hidden = model.hidden(ids[:, :-1])[:, -fresh:]
@@ -257,3 +267,11 @@ def _score(model: Any, rows: npt.NDArray[np.int64], fresh: int) -> float:
         hidden.reshape(-1, hidden.shape[-1]), weight, ids[:, -fresh:].reshape(-1)
     )
     return float(total)
+
+
+def _score_row(reader: CompiledDecoder, ids: torch.Tensor, fresh: int) -> float:
+    hidden = reader.read(ids[None, :-1])[0, -fresh:]
+    total = 0.0
+    for states, targets in zip(hidden.split(ROWS), ids[-fresh:].split(ROWS), strict=True):
+        total += float(F.cross_entropy(reader.logits(states), targets, reduction="sum"))
+    return total

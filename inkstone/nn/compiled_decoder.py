@@ -22,9 +22,9 @@ from inkstone.nn import native
 from inkstone.nn.attention import View
 from inkstone.nn.linear import Linear
 from inkstone.nn.norms import RMSNorm
-from inkstone.nn.paged import PAGE_SIZE, LaidOut
-from inkstone.nn.panels import Map, Shelf, pack
-from inkstone.nn.quantized import GROUP, Quantized, quantize
+from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
+from inkstone.nn.panels import Map, Panels, Shelf, pack
+from inkstone.nn.quantized import GROUP, Quantized, quantize, quantized_of
 from inkstone.nn.rope import Rope
 
 LANES = 16
@@ -115,7 +115,14 @@ def fits(model: Any) -> bool:
     widths = (c.d_model, c.d_ff, c.n_heads * c.head_dim, heads)
     if any(width % GROUP for width in widths) or c.head_dim % LANES:
         return False
-    return model.parts() is not None
+    parts = model.parts()
+    return parts is not None and _alike(parts)
+
+
+def _alike(parts: StackParts) -> bool:
+    """Whether the maps of the layers are all of one kind; a part of a pass is laid out for all."""
+    maps = [m for p in parts.layers for m in (*p.qkv, p.o, p.up, p.down, p.gate) if m is not None]
+    return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
 
 
 def reader(model: Any) -> CompiledDecoder | None:
@@ -124,14 +131,16 @@ def reader(model: Any) -> CompiledDecoder | None:
     A model that learns has none, nor one whose weights, laid out anew, would take more than half of
     the memory that is free.
     """
-    if model.training or not fits(model) or any(p.is_inference() for p in model.parameters()):
+    if model.training or not fits(model):
         return None
-    made_of = (model.compute_dtype, *((p.data_ptr(), p._version) for p in model.parameters()))
+    tensors = list(model.state_dict(keep_vars=True).values())
+    if any(t.is_inference() for t in tensors):  # has no version
+        return None
+    made_of = (model.compute_dtype, *((t.data_ptr(), t._version) for t in tensors))
     kept: tuple[Any, CompiledDecoder] | None = getattr(model, KEPT, None)
     if kept is not None and kept[0] == made_of:
         return kept[1]
-    numbers = sum(p.numel() for p in model.parameters())
-    if 2 * numbers * model.compute_dtype.itemsize > memory(model.device)[1]:
+    if 2 * sum(t.numel() * t.element_size() for t in tensors) > memory(model.device)[1]:
         return None
     made = CompiledDecoder(model)
     model.__dict__[KEPT] = made_of, made  # not a part of the network
@@ -163,22 +172,20 @@ class CompiledDecoder:
 
     Args:
         model: One that `fits`.
-        format: "fp32", "bf16", "int8" or "int4"; None: the model's compute dtype.
-        weights: Of maps that were rounded before, by name; others are rounded to the nearest.
+        format: "fp32", "bf16", "int8" or "int4", for what is not in whole numbers already; None:
+            the model's compute dtype.
     """
 
-    def __init__(
-        self, model: Any, format: str | None = None, weights: dict[str, Quantized] | None = None
-    ) -> None:
+    def __init__(self, model: Any, format: str | None = None) -> None:
         self.model, self.config, self.device = model, model.config, model.device
         name = "bf16" if model.compute_dtype == torch.bfloat16 else "fp32"
         self.format = format or name
-        self.cache_dtype = torch.float32 if self.format == "fp32" else torch.float16
-        self._weights = weights or {}
-        self._names = {id(module): name for name, module in model.named_modules()}
+        parts: StackParts = model.parts()
+        self.whole = self.format in BITS or quantized_of(parts.layers[0].o) is not None
+        exact = self.format == "fp32" and not self.whole
+        self.cache_dtype = torch.float32 if exact else torch.float16
         self._shelf = Shelf()
         self._kept: list[Any] = []  # memory that the structures point to
-        parts: StackParts = model.parts()
         c = model.config
         self._layers = (_Layer * c.n_layers)(*(self._layer(layer) for layer in parts.layers))
         first = parts.layers[0].attention_norm
@@ -187,7 +194,7 @@ class CompiledDecoder:
             c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff,
             int(isinstance(first, RMSNorm)), int(self.cache_dtype == torch.float32), first.eps,
             None, None, ctypes.addressof(self._layers), self._norm(parts.norm),
-            self._map("head", [model.head_weight], None),
+            self._maps([model.embed if model.head is None else model.head]),
         )  # fmt: skip
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._filled: CompiledPages | None = None
@@ -201,6 +208,11 @@ class CompiledDecoder:
     def eval(self) -> CompiledDecoder:
         """It never learns."""
         return self
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights as they are laid out."""
+        return sum(k.memory.numel() for k in self._kept if isinstance(k, Panels))
 
     @property
     def token_bytes(self) -> int:
@@ -230,6 +242,16 @@ class CompiledDecoder:
         numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
         library.decoder_read(stack, *native.arguments(*numbers, self._room(need), x))
         return x[None]
+
+    def read(self, input_ids: Tensor) -> Tensor:
+        """States of whole texts, without a cache that stays: [B, T] → [B, T, D] fp32."""
+        n_rows, length = input_ids.shape
+        n_pages = -(-length // PAGE_SIZE)
+        cache, _ = self.new_pages(n_rows, n_rows * n_pages * PAGE_SIZE)
+        tables = torch.arange(n_rows * n_pages).view(n_rows, n_pages).tolist()
+        starts, counts = [0] * n_rows, [length] * n_rows
+        cache.begin(Layout.of(starts, counts, tables, [()] * n_rows, input_ids.device))
+        return self.hidden(input_ids.reshape(1, -1), cache=cache).view(n_rows, length, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every word: [C, D] → [C, V] fp32."""
@@ -276,17 +298,17 @@ class CompiledDecoder:
         self._kept.append(kept)
         return kept.data_ptr()
 
-    def _maps(self, linears: Sequence[Linear]) -> Map:
-        biases = [m.bias.detach().float() for m in linears if m.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        names = [self._names[id(m)] for m in linears]
-        return self._map(names, [m.weight for m in linears], bias)
-
-    def _map(self, names: Any, matrices: Sequence[Tensor], bias: Tensor | None) -> Map:
-        weight: Any = torch.cat([m.detach() for m in matrices])
-        if self.format in BITS:
-            weight = quantize(weight, BITS[self.format])
+    def _maps(self, modules: Sequence[Any]) -> Map:
+        """Maps of one input, or a table of words, below each other."""
+        biases = [m.bias.detach().float() for m in modules if getattr(m, "bias", None) is not None]
+        whole = [q for q in map(quantized_of, modules) if q is not None]
+        if whole:
+            weight: Tensor | Quantized = Quantized.below_each_other(whole)
+        else:
+            weight = torch.cat([m.weight.detach() for m in modules])
+            if self.format in BITS:
+                weight = quantize(weight, BITS[self.format])
         dtype = torch.float32 if self.format == "fp32" else torch.bfloat16
-        panels = self._shelf.put(pack(weight, bias, dtype))
+        panels = self._shelf.put(pack(weight, torch.cat(biases) if biases else None, dtype))
         self._kept.append(panels)
         return panels.map

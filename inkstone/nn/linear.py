@@ -7,7 +7,8 @@ instructions the cast costs about 2 % of the matmul that it makes several times 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,21 @@ from inkstone.nn.matmul import linear
 from inkstone.nn.pointwise import narrow
 
 FEW_ROWS = 64  # below, as in decoding, copying the weights side by side costs more than it saves
+
+
+Watcher = Callable[[Sequence["Linear"], Tensor], None]
+_watcher: Watcher | None = None
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Meanwhile, tell what goes into maps: `watcher(maps of one input, that input)`."""
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
 
 
 class Linear(nn.Module):
@@ -39,6 +55,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] → [..., d_out]."""
+        if _watcher is not None:
+            _watcher((self,), x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, narrow([self.weight], x.dtype), bias)
 
@@ -51,6 +69,8 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     """
     if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
         return torch.cat([m(x) for m in linears], dim=-1)
+    if _watcher is not None:
+        _watcher(linears, x)
     weight = narrow([m.weight for m in linears], x.dtype)
     biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
     bias = torch.cat([b.to(x.dtype) for b in biases]) if biases else None

@@ -1,0 +1,139 @@
+"""A network with weights of 8 or 4 bits, rounded with a view to the text that it will read.
+
+Maps and the table of words become whole numbers (`nn/quantized.py`); norms, biases and positions
+stay as they are, and so does the map onto labels, which is small and says the last word. The table
+of words, which also scores them where the head is tied, keeps 8 bits: rounding it to 4 costs more
+than all maps together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inkstone.errors import ModelError, UsageError
+from inkstone.models._base import OUTPUTS
+from inkstone.nn import linear, quantized
+from inkstone.nn.linear import Embedding, Linear
+from inkstone.nn.quantized import GROUP, Quantized, quantize
+
+TABLE_BITS = 8
+TABLE = "embed"
+LABELS = tuple(name.removesuffix(".") for name in OUTPUTS if name != "head.")
+Importance = dict[str, Tensor]  # of each map, by name: [d_in], the mean square of its inputs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of each map and table of a network.
+
+    Attributes:
+        bits: By name, of those that become whole numbers.
+        kept: Those that do not, and why.
+    """
+
+    bits: dict[str, int]
+    kept: dict[str, str]
+
+
+def choose(model: nn.Module, bits: int, keep: Sequence[str] = ()) -> Choice:
+    """Which weights become whole numbers.
+
+    Args:
+        model: Any network.
+        bits: Of the maps: 8 or 4.
+        keep: Beginnings or last parts of names that stay as they are: "embed", "blocks.0", "down".
+
+    Raises:
+        UsageError: `keep` names nothing.
+        ModelError: Nothing is left to round.
+    """
+    chosen: dict[str, int] = {}
+    kept: dict[str, str] = {}
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear | Embedding)]
+    for wanted in keep:
+        if not any(_is(name, wanted) for name, _ in found):
+            known = sorted({name.rpartition(".")[2] for name, _ in found})
+            raise UsageError(f"nothing is called {wanted!r}", fix=f"known: {', '.join(known)}")
+    for name, module in found:
+        last = name.rpartition(".")[2]
+        if any(_is(name, wanted) for wanted in keep):
+            kept[name] = "asked for"
+        elif isinstance(module, Embedding) and last != TABLE:
+            kept[name] = "a small table"
+        elif last in LABELS:
+            kept[name] = "onto labels"
+        elif module.weight.shape[1] % GROUP:
+            kept[name] = f"rows of {module.weight.shape[1]}, which {GROUP} does not divide"
+        else:
+            head = last in (TABLE, "head")
+            chosen[name] = max(bits, TABLE_BITS) if head else bits
+    if not chosen:
+        raise ModelError("this model has no weights that could become whole numbers")
+    return Choice(chosen, kept)
+
+
+def calibrate(read: Callable[[], object], model: nn.Module) -> Importance:
+    """How large the inputs of every map are while `read` lets the model read.
+
+    Args:
+        read: Anything that runs the model.
+        model: The network.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(maps: Sequence[Linear], x: Tensor) -> None:
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        square = rows.square().sum(0)
+        for module in maps:
+            name = names.get(id(module))
+            if name is not None:
+                sums[name] = sums.get(name, torch.zeros_like(square)) + square
+                counts[name] = counts.get(name, 0) + len(rows)
+
+    with linear.watched(watch):
+        read()
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def quantize_model(
+    model: Any,
+    choice: Choice,
+    importance: Importance | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Any:
+    """A copy of a network with weights of whole numbers.
+
+    Args:
+        model: It stays as it is.
+        choice: By `choose`.
+        importance: By `calibrate`.
+        tell: Called as tell(weights rounded, of how many).
+    """
+    rounded: dict[str, Quantized] = {}
+    sizes = {name: model.get_submodule(name).weight.numel() for name in choice.bits}
+    done = 0
+    for name, bits in choice.bits.items():
+        weight = model.get_submodule(name).weight.detach().cpu()
+        counts = (importance or {}).get(name)
+        rounded[name] = quantize(weight, bits, None if counts is None else counts.cpu())
+        done += sizes[name]
+        if tell is not None:
+            tell(done, sum(sizes.values()))
+    weights = {id(model.get_submodule(name).weight) for name in choice.bits}
+    shared = {key: None for key in weights}  # what is rounded need not be copied first
+    small = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    for name, numbers in rounded.items():
+        quantized.put(small, name, numbers)
+    return small.to(model.device).eval()
+
+
+def _is(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}.") or name.endswith(f".{wanted}")
