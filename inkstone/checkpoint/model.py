@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from inkstone import __version__, registry
+from inkstone import device as devices
 from inkstone.checkpoint import compressed
 from inkstone.checkpoint.card import model_card
 from inkstone.checkpoint.compressed import PackedEntry
@@ -96,7 +97,8 @@ def load_model(
     Args:
         folder: With `config.json` and `*.safetensors`.
         device: Where the parameters go.
-        dtype: Of the parameters, and the compute dtype with them; None is fp32, whatever is stored.
+        dtype: Of the parameters, and the compute dtype with them. None is fp32, whatever is stored;
+            of a model that was compressed to bf16 it is bf16 where this machine is fast at it.
 
     Returns:
         The model in evaluation mode, the tokenizer (None if the folder has none), and the contents
@@ -117,6 +119,10 @@ def load_model(
     _rename(family, entries)
     if hasattr(family, "fit_config"):  # some parts show in the weights only
         config = family.fit_config(config, set(entries))
+    about = read_json(folder / "inkstone.json") if (folder / "inkstone.json").is_file() else {}
+    made = about.get("compressed")
+    if dtype is None and isinstance(made, dict) and made.get("to") == "bf16":
+        dtype = devices.training_dtype(device)
     with torch.device("meta"):
         model = family.Model(config)
     plan = _plan(family, model, entries, folder)
@@ -128,9 +134,7 @@ def load_model(
     model.load_state_dict(state, strict=True, assign=True)
     model.compute_dtype = dtype or torch.float32
     model.to(device).eval()
-    tokenizer = _read_tokenizer(folder, config.vocab_size)
-    about = folder / "inkstone.json"
-    return model, tokenizer, read_json(about) if about.is_file() else {}
+    return model, _read_tokenizer(folder, config.vocab_size), about
 
 
 def _families(kind: str) -> dict[str, ModuleType]:

@@ -137,14 +137,27 @@ def reader(model: Any) -> CompiledDecoder | None:
     if any(t.is_inference() for t in tensors):  # has no version
         return None
     made_of = (model.compute_dtype, *((t.data_ptr(), t._version) for t in tensors))
-    kept: tuple[Any, CompiledDecoder] | None = getattr(model, KEPT, None)
-    if kept is not None and kept[0] == made_of:
-        return kept[1]
+    kept: _Kept | None = getattr(model, KEPT, None)
+    if kept is not None and kept.made_of == made_of:
+        return kept.reader
     if 2 * sum(t.numel() * t.element_size() for t in tensors) > memory(model.device)[1]:
         return None
     made = CompiledDecoder(model)
-    model.__dict__[KEPT] = made_of, made  # not a part of the network
+    model.__dict__[KEPT] = _Kept(made_of, made)  # not a part of the network
     return made
+
+
+class _Kept:
+    """A reader and what it was made of; a copy of the network has none yet."""
+
+    def __init__(self, made_of: Any = None, reader: CompiledDecoder | None = None) -> None:
+        self.made_of, self.reader = made_of, reader
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
 
 
 def forget(model: Any) -> None:
