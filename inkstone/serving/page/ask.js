@@ -5,8 +5,13 @@ import { say, word } from "./words.js";
 const KEY = "inkstone-key";
 let asking = null; // the dialog that waits for a key, if any
 
-/** What the server said instead of an answer. */
-export class Refused extends Error {}
+/** What the server said instead of an answer; `code` is its name for programs, if it has one. */
+export class Refused extends Error {
+  constructor(message, code = null) {
+    super(message);
+    this.code = code;
+  }
+}
 
 /** Ask for a key once, however many requests wait for it. */
 function keyFromUser(wrong) {
@@ -54,7 +59,7 @@ async function request(path, body, signal) {
       continue;
     }
     const told = await response.json().catch(() => null);
-    throw new Refused(told?.error?.message ?? `${response.status} ${response.statusText}`);
+    throw new Refused(told?.error?.message ?? `${response.status} ${response.statusText}`, told?.error?.code);
   }
 }
 

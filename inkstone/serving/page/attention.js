@@ -4,7 +4,7 @@ import { ask } from "./ask.js";
 import { composing, el, labelled, lines, models, percent, status, walk } from "./parts.js";
 import { word } from "./words.js";
 
-const LARGE = 8; // pixels of a cell in the large picture, at least
+const LARGE = 640; // pixels of the large picture
 
 export function attention(able) {
   const model = models(able);
@@ -18,6 +18,7 @@ export function attention(able) {
   const read = el("p", { class: "text tokens", dir: "auto" });
   const picture = el("canvas", { role: "img", class: "matrix", wordAs: { "aria-label": "matrix" } });
   const told = el("p", { class: "hint", role: "status" });
+  const colors = () => getComputedStyle(picture); // of the theme
   let found = null, head = -1, at = 0, latest = 0;
   layers.hidden = true;
 
@@ -49,7 +50,7 @@ export function attention(able) {
     heads.replaceChildren(...order.map((number) => {
       const name = number === last ? word("mean") : word("head", number + 1);
       const canvas = el("canvas", { "aria-hidden": "true" });
-      paint(canvas, found.weights[number], 1);
+      paint(canvas, found.weights[number], 1, colors());
       return el("button", { class: "head", type: "button", role: "radio", "aria-checked": String(number === head),
         tabindex: number === head ? 0 : -1, on: { click: () => choose(number), focus: () => choose(number) } }, canvas, name);
     }));
@@ -89,7 +90,7 @@ export function attention(able) {
     const best = row.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const quoted = (text) => `“${text.trim() || "␣"}”`;
     told.textContent = `${quoted(found.rows[at])} ${word("looks")} ${best.map(([share, i]) => `${quoted(found.columns[i])} ${percent(share)}`).join(", ")}`;
-    paint(picture, weights, LARGE, at);
+    paint(picture, weights, LARGE, colors(), at);
   }
 
   const form = el("form", { class: "asking", on: { submit: (event) => {
@@ -119,19 +120,19 @@ function mean(weights) {
 }
 
 /** A picture of T rows and S columns: the more a row looks at a column, the more ink. */
-function paint(canvas, weights, cell, chosen) {
+function paint(canvas, weights, pixels, colors, chosen) {
   const [height, width] = [weights.length, weights[0].length];
-  const size = cell === 1 ? 1 : Math.max(1, Math.min(24, Math.floor(640 / Math.max(width, height)))) || LARGE;
+  const size = Math.max(1, Math.floor(pixels / Math.max(width, height)));
   [canvas.width, canvas.height] = [width * size, height * size];
   const brush = canvas.getContext("2d");
-  brush.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--picture").trim();
+  brush.fillStyle = colors.color;
   weights.forEach((row, i) => row.forEach((share, j) => {
     brush.globalAlpha = Math.sqrt(share); // small ones can be seen, too
     brush.fillRect(j * size, i * size, size, size);
   }));
   if (chosen === undefined) return;
   brush.globalAlpha = 1;
-  brush.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--seal").trim();
+  brush.strokeStyle = colors.outlineColor;
   brush.lineWidth = Math.max(1, size / 8);
   brush.strokeRect(brush.lineWidth / 2, chosen * size + brush.lineWidth / 2, width * size - brush.lineWidth, size - brush.lineWidth);
 }

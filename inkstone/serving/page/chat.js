@@ -4,6 +4,7 @@ import { stream } from "./ask.js";
 import { composing, el, labelled, lines, models, status } from "./parts.js";
 import { say, word } from "./words.js";
 
+const MOST = 512; // tokens of an answer, unless the context is small
 const NEAR = 120; // pixels from the end of the page at which it follows what is written
 
 export function chat(able) {
@@ -14,7 +15,8 @@ export function chat(able) {
   const fresh = el("button", { class: "quiet", type: "button", word: "fresh" });
   const input = lines({ class: "say", wordAs: { placeholder: "chatHint", "aria-label": "chatHint" } });
   const send = el("button", { class: "main", type: "submit", word: "send" });
-  const settings = settingsOf();
+  const context = Math.min(...able.map((model) => model.context || MOST * 4));
+  const settings = settingsOf(Math.max(16, Math.min(MOST, Math.floor(context / 4))));
   const intro = el("div", { class: "intro" },
     el("h1", { word: "chatTitle" }), el("p", { class: "hint", word: "chatText" }));
   const composer = el("form", { class: "composer", on: { submit: submitted } }, input, send);
@@ -74,7 +76,7 @@ export function chat(able) {
     const began = performance.now();
     try {
       let used = 0, why = null;
-      for await (const event of stream("v1/chat/completions", body, answer.control.signal)) {
+      for await (const event of fitting(body, answer.control.signal)) {
         used = event.usage?.completion_tokens ?? used;
         const choice = event.choices[0];
         why = choice?.finish_reason ?? why;
@@ -85,6 +87,7 @@ export function chat(able) {
       }
       const told = [word("rate", used, (performance.now() - began) / 1000)];
       if (why === "length") told.push(word("full"));
+      if (body.forgot) told.push(word("forgot", body.forgot));
       answer.state.text(told.join(" · "));
     } catch (error) {
       if (error.name === "AbortError") answer.state.word("stopped");
@@ -93,6 +96,21 @@ export function chat(able) {
     answer.control = null;
     answer.place.classList.remove("growing");
     buttons();
+  }
+
+  /** A stream of the answer; where the talk is longer than the context, of its end. */
+  async function* fitting(body, signal) {
+    for (;;) {
+      try {
+        const { forgot, ...told } = body;
+        return yield* stream("v1/chat/completions", told, signal);
+      } catch (error) {
+        const first = body.messages.findIndex((message) => message.role === "user");
+        if (error.code !== "context_length_exceeded" || body.messages.length - first < 3) throw error;
+        body.messages.splice(first, 2); // what was said first, and its answer
+        body.forgot = (body.forgot ?? 0) + 1;
+      }
+    }
   }
 
   /** Change something, and stay at the end of the page if that is where the reader is. */
@@ -195,10 +213,10 @@ export function chat(able) {
   return panel;
 }
 
-function settingsOf() {
+function settingsOf(tokens) {
   const system = lines({ rows: 2 });
   const temperature = el("input", { type: "number", min: 0, max: 2, step: 0.1, value: 0.8 });
-  const most = el("input", { type: "number", min: 1, max: 100000, step: 1, value: 512 });
+  const most = el("input", { type: "number", min: 1, max: 100000, step: 1, value: tokens });
   const seed = el("input", { type: "number", min: 0, step: 1 });
   const element = el("details", { class: "settings" }, el("summary", { word: "settings" }),
     labelled("system", system),
