@@ -18,8 +18,9 @@ A text of n words is read n + 1 times, in one batch; above `MOST_PARTS` neighbor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inkstone.errors import UsageError
 from inkstone.inference.predict import Predictor
@@ -27,7 +28,7 @@ from inkstone.tasks import classification
 from inkstone.tasks.tagging import WORD
 
 MOST_PARTS = 128  # readings of one text, beside that of the whole
-LEAST = 1e-7  # a probability nearer to 0 or 1 than what fp32 tells apart counts as this
+LEAST = 1e-30  # a probability nearer to 0, of the label or of all others, counts as this
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Attribution:
 
 
 def attribute(
-    predictor: Predictor[classification.Example, classification.Classification],
+    predictor: Predictor[Any, Any],
     text: str,
     label: str | None = None,
     *,
@@ -93,7 +94,8 @@ def attribute(
     if wanted not in found[0].scores:
         known = ", ".join(sorted(found[0].scores)[:20])
         raise UsageError(f"there is no label {wanted[:100]!r}", fix=f"known: {known}")
-    odds = [_log_odds(one.scores[wanted]) for one in found]
+    several = predictor.task.config.multi_label  # each label is a yes or no of its own
+    odds = [_log_odds(one.scores, wanted, several) for one in found]
     words = tuple(
         Word(whole.text[start:end], start, end, odds[0] - without)
         for (start, end), without in zip(spans, odds[1:], strict=True)
@@ -119,6 +121,8 @@ def _without(text: str, start: int, end: int) -> str:
     return before + after
 
 
-def _log_odds(p: float) -> float:
-    p = min(max(p, LEAST), 1 - LEAST)
-    return math.log(p / (1 - p))
+def _log_odds(scores: Mapping[str, float], label: str, several: bool) -> float:
+    """ln(p / (1 − p)); 1 − p as the sum of the others, which is exact where p is nearly 1."""
+    p = scores[label]
+    rest = 1 - p if several else sum(q for name, q in scores.items() if name != label)
+    return math.log(max(p, LEAST)) - math.log(max(rest, LEAST))

@@ -82,7 +82,7 @@ class Tail:
             number = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
-        with open(number, "rb") as file:
+        try:
             about = os.fstat(number)
             if not stat.S_ISREG(about.st_mode):
                 return False
@@ -90,8 +90,11 @@ class Tail:
                 self._forget()
                 self._inode = about.st_ino
             self.changed_at = about.st_mtime
-            file.seek(self._at)
-            data = file.read(READ_BYTES)
+            data = os.pread(number, READ_BYTES, self._at)
+        except OSError:
+            return False
+        finally:
+            os.close(number)
         self._at += len(data)
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()

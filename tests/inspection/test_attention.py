@@ -1,4 +1,4 @@
-"""Attention weights against transformers' own, and what must hold for every family that has some."""
+"""Attention weights against transformers' own, and what must hold for every family with some."""
 
 from __future__ import annotations
 
