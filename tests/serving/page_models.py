@@ -28,7 +28,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 TEXT = "Ada Lovelace met Charles Babbage in London. They spoke of engines all night."
 
 
-def poet(steps: int = 120) -> api.LanguageModel:
+def poet(steps: int) -> api.LanguageModel:
     """A causal model that knows `LINES`."""
     torch.manual_seed(0)
     tokenizer = train(LINES * 20, TokenizerConfig(kind="bpe", vocab_size=400))

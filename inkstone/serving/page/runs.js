@@ -6,13 +6,13 @@ import { word } from "./words.js";
 
 const EVERY_MS = 2000;
 const COLORS = 6; // of lines, in style.css
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [760, 340, 52, 16, 14, 34];
+const [WIDEST, LEFT, RIGHT, TOP, BOTTOM] = [900, 46, 14, 14, 34]; // pixels
 const HELD_OUT = "nats_per_token"; // the name that an evaluation has for the loss
 
 export function runs() {
   const state = status();
   const list = el("div", { class: "runs" });
-  const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "chart" });
+  const chart = svg("svg", { role: "img", class: "chart" });
   const readout = el("p", { class: "hint", role: "status" });
   const chosen = new Map(); // name → color
   const curves = new Map(); // name → what the server told
@@ -77,22 +77,24 @@ export function runs() {
       return [{ name, color, kind: "loss", points: run.losses }, { name, color, kind: "heldOut", points: run.scores[HELD_OUT] ?? [] }];
     }).filter((line) => line.points.length);
     const all = lines.flatMap((line) => line.points);
+    const width = Math.min(WIDEST, chart.clientWidth || WIDEST), height = Math.round(160 + width / 5);
+    chart.setAttribute("viewBox", `0 0 ${width} ${height}`); // as wide as it is shown, so that letters keep their size
     if (!all.length) return chart.replaceChildren();
     const steps = Math.max(...all.map(([step]) => step), 1);
     let [low, high] = [Math.min(...all.map(([, loss]) => loss)), Math.max(...all.map(([, loss]) => loss))];
     const ticks = ticksOf(low, high);
     [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
-    const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * step) / steps;
-    const y = (loss) => HEIGHT - BOTTOM - ((HEIGHT - TOP - BOTTOM) * (loss - low)) / (high - low || 1);
+    const x = (step) => LEFT + ((width - LEFT - RIGHT) * step) / steps;
+    const y = (loss) => height - BOTTOM - ((height - TOP - BOTTOM) * (loss - low)) / (high - low || 1);
     const grid = ticks.flatMap((loss) => [
-      svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(loss), y2: y(loss), class: "grid" }),
+      svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(loss), y2: y(loss), class: "grid" }),
       svg("text", { x: LEFT - 8, y: y(loss) + 4, "text-anchor": "end" }, String(loss))]);
     const across = ticksOf(0, steps).filter((step) => step <= steps).map((step) =>
-      svg("text", { x: x(step), y: HEIGHT - 12, "text-anchor": "middle" }, grouped(step)));
+      svg("text", { x: x(step), y: height - 12, "text-anchor": "middle" }, grouped(step)));
     const drawn = lines.flatMap(({ color, kind, points }) => [
       svg("polyline", { points: points.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "), class: `${kind} line-${color}` }),
       svg("circle", { cx: x(points.at(-1)[0]), cy: y(points.at(-1)[1]), r: 3.5, class: `dot line-${color}` })]);
-    const cross = svg("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cross", visibility: "hidden" });
+    const cross = svg("line", { y1: TOP, y2: height - BOTTOM, class: "cross", visibility: "hidden" });
     chart.replaceChildren(...grid, ...across, ...drawn, cross);
     chart.setAttribute("aria-label", `${word("loss")} (${word("nats")})`);
     const last = () => {
@@ -100,7 +102,7 @@ export function runs() {
     };
     chart.onpointermove = (event) => {
       const box = chart.getBoundingClientRect();
-      const step = (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * steps;
+      const step = (((event.clientX - box.left) / box.width) * width - LEFT) / (width - LEFT - RIGHT) * steps;
       const nearest = (points) => points.reduce((a, b) => (Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a));
       cross.setAttribute("visibility", "visible");
       cross.setAttribute("x1", x(nearest(all)[0]));
