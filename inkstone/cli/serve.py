@@ -93,7 +93,8 @@ def command(
     if not quiet:
         log.setLevel(logging.INFO)
         log.addHandler(logging.StreamHandler())
-    serve(hosted, config, told=lambda url: tell(f"page: {url}/  API: {url}/v1  (Ctrl-C ends)"))
+    where = "listening at {0}; the page is there, the API at {0}/v1; Ctrl-C ends"
+    serve(hosted, config, told=lambda url: tell(where.format(url)))
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

@@ -206,6 +206,8 @@ def _of_written(
     given = torch.tensor([[model.config.start_id, *written[:-1]]], device=model.device)
     # a decoder's layer looks at what is written first, and at what was read after that
     found = watched(model, lambda: model.hidden(given, memory))[1::2]
+    if {one.shape[1:] for one in found} != {(len(written), memory.states.shape[1])}:
+        raise ModelError("the decoder of this model attends in another order than is known here")
     read = _texts(tokenizer, batch.source_ids[0].tolist())
     return Attention(_texts(tokenizer, written), read, torch.stack(found), cut)
 

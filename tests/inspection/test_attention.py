@@ -10,8 +10,25 @@ import torch
 
 from inkstone.checkpoint import save_model
 from inkstone.errors import ModelError, UsageError
+from inkstone.inference.predict import Predictor, connect
 from inkstone.inspection.attention import attention, has_attention, watched, weights
-from inkstone.models import bert, distilbert, gpt2, gpt3, lamda, llama, lstm, modernbert
+from inkstone.models import (
+    bart,
+    bert,
+    distilbert,
+    gpt2,
+    gpt3,
+    lamda,
+    llama,
+    lstm,
+    marian,
+    modernbert,
+    pointer_generator,
+    rnn_seq2seq,
+    t5,
+    transformer,
+)
+from inkstone.tasks import translation
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.tokenizer import Tokenizer
 from inkstone.tokenizers.train import train
@@ -66,6 +83,21 @@ def test_they_are_those_of_transformers(name: str, tokenizer: Tokenizer, tmp_pat
     with torch.no_grad():
         expected = theirs(ids, output_attentions=True).attentions
     torch.testing.assert_close(found.weights, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [transformer, marian, bart, t5, pointer_generator])
+def test_what_is_written_looks_at_what_is_read(module: Any, tokenizer: Tokenizer) -> None:
+    model = _model(module, tokenizer, n_decoder_layers=2, d_ff=64, start_id=0)
+    task = translation.Task(translation.Config(n_beams=1), [])
+    connect(task, tokenizer)
+    predictor: Any = Predictor(task, model, "seq2seq", tokenizer, 64)
+    assert has_attention(model, predictor) and not has_attention(model)
+    found = attention(model, tokenizer, "the cat", predictor=predictor)
+    assert "".join(found.columns[:-1]) == "the cat" and not found.cut
+    assert found.weights.shape == (2, 4, len(found.rows), len(found.columns))
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(found.weights.shape[:3]))
+    assert attention(model, tokenizer, TEXT * 9, predictor=predictor).cut
+    assert not has_attention(rnn_seq2seq.Model(rnn_seq2seq.Config(vocab_size=300)), predictor)
 
 
 def test_windows_hide_what_they_hide(tokenizer: Tokenizer) -> None:

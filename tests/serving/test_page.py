@@ -39,7 +39,11 @@ if CHROMIUM is None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ink.LanguageModel]:
-    return {"poet": poet(200), "poet-at-dawn": poet(100), **of_tasks(tmp_path_factory.mktemp("tasks"))}
+    return {
+        "poet": poet(200),
+        "poet-at-dawn": poet(100),
+        **of_tasks(tmp_path_factory.mktemp("tasks")),
+    }
 
 
 @pytest.fixture(scope="module")

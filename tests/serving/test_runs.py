@@ -52,6 +52,12 @@ def test_runs_over_http(start: Start, tmp_path: Path) -> None:
         assert status == 200 and headers["cache-control"] == "no-store"
         assert b"one two" not in content and b"zebra" not in content
     assert ask(server, {}, path="/", Authorization="")[0] == 405
+    status, headers, content = ask(server, None, path="/", method="HEAD", Authorization="")
+    assert status == 200 and not content and "content-security-policy" in headers
+    for path in ("/page/", "/page/..%2fpage.py", "/page/../guard.py", "/page/style.css%00",
+                 "//page/style.css", "/index.html"):  # fmt: skip
+        assert ask(server, None, path=path, method="GET", Authorization="")[0] == 401, path
+        assert ask(server, None, path=path, method="GET")[0] == 404, path
 
 
 def test_nothing_is_watched_unless_asked(start: Start) -> None:

@@ -85,7 +85,7 @@ export function chat(able) {
         answer.text += piece;
         follow(() => shown.appendData(piece));
       }
-      const told = [word("rate", used, (performance.now() - began) / 1000)];
+      const told = used ? [word("rate", used, (performance.now() - began) / 1000)] : [];
       if (why === "length") told.push(word("full"));
       if (body.forgot) told.push(word("forgot", body.forgot));
       answer.state.text(told.join(" · "));
