@@ -30,6 +30,10 @@ def command(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A page whose scripts may ask: https://example.org")
     ] = None,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="A run, or a folder of runs, whose curves are shown."),
+    ] = None,
     most: Annotated[int, typer.Option(min=1, max=4096, help="Requests answered at once.")] = 64,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait besides.")] = 128,
     cache_mb: Annotated[
@@ -45,8 +49,8 @@ def command(
 
     inkstone serve runs/mine
 
-    The interface is OpenAI's: point a client at http://127.0.0.1:8080/v1. Ctrl-C ends it once the
-    answers that are on their way are complete.
+    The page is at http://127.0.0.1:8080; the interface is OpenAI's: point a client at
+    http://127.0.0.1:8080/v1. Ctrl-C ends it once the answers that are on their way are complete.
     """
     import logging
     import sys
@@ -68,7 +72,7 @@ def command(
         )
     config = ServeConfig(
         host=host, port=port, keys=keys, hosts=tuple(allow_host or ()),
-        origins=tuple(allow_origin or ()), most=most, waiting=waiting,
+        origins=tuple(allow_origin or ()), watch=tuple(watch or ()), most=most, waiting=waiting,
         tokens_per_step=max(512, most), cache_bytes=cache_mb << 20, request_timeout_s=timeout,
     )  # fmt: skip
     hosted = [Hosted.open(model, config, device=device) for model in models]
@@ -89,7 +93,8 @@ def command(
     if not quiet:
         log.setLevel(logging.INFO)
         log.addHandler(logging.StreamHandler())
-    serve(hosted, config, told=lambda url: tell(f"listening at {url}; Ctrl-C ends"))
+    where = "listening at {0}; the page is there, the API at {0}/v1; Ctrl-C ends"
+    serve(hosted, config, told=lambda url: tell(where.format(url)))
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from inkstone.serving.config import ServeConfig
 from inkstone.serving.errors import ApiError, told
 from inkstone.serving.guard import Guard
 from inkstone.serving.hosted import TEXT_VERBS, Hosted
+from inkstone.serving.page import PATHS, Page
+from inkstone.serving.runs import Watch
 
 log = logging.getLogger("inkstone.serving")
 B = TypeVar("B", bound=BaseModel)
@@ -38,11 +40,15 @@ class Service:
     Args:
         hosted: Of different names; the first one answers where none is named.
         config: Of the server.
+
+    Raises:
+        UsageError: A folder that is to be watched is none.
     """
 
     def __init__(self, hosted: Sequence[Hosted], config: ServeConfig) -> None:
         self.hosted = {one.name: one for one in hosted}
         self.config = config
+        self.watch = Watch(config.watch)
         self.ready = False
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -147,14 +153,17 @@ def create_app(hosted: Sequence[Hosted], config: ServeConfig) -> ASGIApp:
     _handle_errors(app)
     _count(app, service)
     _routes(app, service)
+    Page.read().add_to(app)
     return Guard(app, config)
 
 
 def _routes(app: FastAPI, service: Service) -> None:
     timeout_s = service.config.request_timeout_s
 
-    def post(path: str, kind: type[B]) -> Callable[[Callable[[Request, B], Awaitable[Any]]], None]:
-        """An address that takes a body of some kind."""
+    def post(
+        path: str, kind: type[B], answers: type[BaseModel] | None = None
+    ) -> Callable[[Callable[[Request, B], Awaitable[Any]]], None]:
+        """An address that takes a body of some kind, and what it answers where that is told."""
         schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         definitions.update(schema.pop("$defs", {}))
         wanted = {"content": {"application/json": {"schema": schema}}, "required": True}
@@ -164,7 +173,7 @@ def _routes(app: FastAPI, service: Service) -> None:
                 return await work(request, await _body(request, kind))
 
             app.add_api_route(
-                path, handle, methods=["POST"], response_model=None, name=path,
+                path, handle, methods=["POST"], response_model=answers, name=path,
                 openapi_extra={"requestBody": wanted},
                 responses={s: {"description": d} for s, d in ERRORS.items()},
             )  # fmt: skip
@@ -217,6 +226,31 @@ def _routes(app: FastAPI, service: Service) -> None:
         work = one.desk.do("answer", [(body.question, body.context)])
         found = await unless_gone(request, work)
         return JSONResponse({"model": one.name, **found[0]})
+
+    @post("/v1/attribute", protocol.Attribute, protocol.Attribution)
+    async def attributed(request: Request, body: protocol.Attribute) -> Any:
+        one = service.find(body.model, "attribute")
+        work = one.desk.do("attribute", [(body.input, body.label)])
+        found = await unless_gone(request, work)
+        return JSONResponse({"model": one.name, **found[0]})
+
+    @post("/v1/attention", protocol.Attend, protocol.Attention)
+    async def attended(request: Request, body: protocol.Attend) -> Any:
+        one = service.find(body.model, "attend")
+        found = await unless_gone(request, one.desk.do("attend", [(body.input, body.layer)]))
+        return JSONResponse({"model": one.name, **found[0]})
+
+    @app.get("/v1/runs", response_model=protocol.Runs)
+    async def runs() -> Any:
+        told = await asyncio.to_thread(service.watch.all)
+        return {"watching": bool(service.watch.folders), "data": told}
+
+    @app.get(
+        "/v1/runs/{name:path}", response_model=protocol.RunCurves,
+        responses={404: {"description": "no such run"}},
+    )  # fmt: skip
+    async def run(name: str) -> Any:
+        return await asyncio.to_thread(service.watch.one, name)
 
     @post("/tokenize", protocol.Tokenize)
     async def tokenize(request: Request, body: protocol.Tokenize) -> Any:
@@ -314,7 +348,8 @@ def _handle_errors(app: FastAPI) -> None:
 
 def _count(app: FastAPI, service: Service) -> None:
     """Requests by address and status; the log holds no text of anybody's."""
-    watching = {"/v1/models", "/metrics", "/health/live", "/health/ready", "/openapi.json"}
+    watching = {"/v1/models", "/v1/runs", "/v1/runs/{name:path}", "/metrics", "/health/live",
+                "/health/ready", "/openapi.json", *PATHS}  # fmt: skip
 
     class Counting:
         def __init__(self, inner: ASGIApp) -> None:

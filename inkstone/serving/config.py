@@ -20,6 +20,7 @@ class ServeConfig(Section):
         hosts: Names that a request may call this server by, beside `host` and this machine's own;
             anything else is refused (against DNS rebinding).
         origins: Other pages, by origin, whose scripts may ask.
+        watch: Folders of runs whose curves are shown; each is a run, or holds runs.
         most: Requests that are answered at once, of each model.
         waiting: Requests that may wait beside those.
         per_key: Requests of one key at once.
@@ -36,6 +37,7 @@ class ServeConfig(Section):
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
     most: int = Field(default=64, ge=1, le=4096)
     waiting: int = Field(default=128, ge=0, le=1 << 20)
     per_key: int = Field(default=256, ge=1, le=1 << 20)

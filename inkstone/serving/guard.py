@@ -14,13 +14,16 @@ from typing import Any
 
 from inkstone.serving.config import LOOPBACK, ServeConfig
 from inkstone.serving.errors import ApiError
+from inkstone.serving.page import PATHS
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health/live",)  # asked by what watches over the process
+# Asked by what watches over the process; and files that are the same on every server, which tell
+# nothing about its models and ask for the key themselves.
+OPEN = frozenset({"/health/live", *PATHS})
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",

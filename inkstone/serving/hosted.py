@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from inkstone.inference.engine import Engine
 from inkstone.inference.sampling import TokenScore
 from inkstone.inference.scoring import token_scores
 from inkstone.inference.speculative import PromptLookup
+from inkstone.inspection.attention import attention, has_attention
+from inkstone.inspection.attribution import attribute
 from inkstone.pipeline.task_methods import VERBS
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.desk import Desk
@@ -24,6 +27,7 @@ from inkstone.tasks import question_answering
 from inkstone.text.normalize import normalize
 
 TEXT_VERBS = ("classify", "tag", "translate", "summarize")
+DIGITS = 4  # of a weight of attention that are told
 NAME_CHARS = 200
 
 
@@ -36,7 +40,8 @@ class Hosted:
         config: Of the server.
 
     Attributes:
-        verbs: What it can be asked: "chat", "complete", "embed", or the verb of its task.
+        verbs: What it can be asked: "chat", "complete", "embed", or the verb of its task; to show
+            what it does, "attend" and "attribute".
         worker: Answers that grow token by token; None where it is no causal model.
         desk: Everything else.
         talk: How a conversation is put to it; None where it cannot chat.
@@ -63,12 +68,18 @@ class Hosted:
             if verb in TEXT_VERBS:
                 self.verbs.add(verb)
                 kinds[verb] = self._texts
+                if verb == "classify":
+                    self.verbs.add("attribute")
+                    kinds["attribute"] = self._attributions
             elif verb == "answer":
                 self.verbs.add(verb)
                 kinds[verb] = self._answers
         if model.kind == "encoder" and model.tokenizer is not None:
             self.verbs.add("embed")
             kinds["embed"] = lambda texts: list(model.embed(texts))
+        if model.tokenizer is not None and has_attention(model.model, model.predictor):
+            self.verbs.add("attend")
+            kinds["attend"] = self._attentions
         self.desk = Desk(kinds, waiting=config.waiting)
 
     @classmethod
@@ -147,6 +158,26 @@ class Hosted:
         make = question_answering.Example
         examples = [make(question, normalize(context)) for question, context in pairs]
         return [found.to_dict() for _, found in predictor(examples)]
+
+    def _attributions(self, asked: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
+        """Of texts and labels."""
+        assert self.model.predictor is not None
+        found = [attribute(self.model.predictor, text, label) for text, label in asked]
+        return [asdict(one) for one in found]
+
+    def _attentions(self, asked: list[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Of texts and layers; whole answers of deep models would be many megabytes."""
+        model, found = self.model, []
+        assert model.tokenizer is not None
+        for text, layer in asked:
+            one = attention(model.model, model.tokenizer, text, predictor=model.predictor)
+            layers = len(one.weights)
+            if layer >= layers:
+                raise UsageError(f"layers are counted from 0 to {layers - 1}")
+            told = one.weights[layer].double().numpy().round(DIGITS).tolist()
+            found.append({"rows": one.rows, "columns": one.columns, "layers": layers,
+                          "layer": layer, "weights": told, "cut": one.cut})  # fmt: skip
+        return found
 
     def _scores(self, asked: list[tuple[Sequence[int], int]]) -> list[list[TokenScore]]:
         """Of texts and numbers of alternatives: what the model thinks of the tokens."""

@@ -20,6 +20,7 @@ MOST_CHOICES = 16
 MOST_INPUTS = 2048
 MOST_MESSAGES = 10_000
 MAX_CHARS = 1 << 24
+MOST_EXPLAINED = 20_000  # characters of a text that is read once a word, or looked into
 
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARS)]
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -232,6 +233,104 @@ class Texts(Body):
     def several(self) -> list[str]:
         """The inputs as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+
+class Attribute(Body):
+    """`POST /v1/attribute`: which words a label is due to; the model's own where none is named."""
+
+    input: str = Field(max_length=MOST_EXPLAINED)
+    label: str | None = Field(default=None, max_length=MOST_EXPLAINED)
+    model: str | None = None
+
+
+class Attend(Body):
+    """`POST /v1/attention`: who looks at whom in one layer."""
+
+    input: str = Field(max_length=MOST_EXPLAINED)
+    layer: int = Field(default=0, ge=0, lt=1 << 31)
+    model: str | None = None
+
+
+class Attributed(Body):
+    """A word and what it says for the label (above 0) or against it, in nats of log-odds."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+
+
+class Attribution(Body):
+    """The answer of `/v1/attribute`; `start` and `end` count characters of `text`."""
+
+    model: str
+    text: str
+    label: str
+    score: Probability
+    words: list[Attributed]
+
+
+class Attention(Body):
+    """The answer of `/v1/attention`.
+
+    Attributes:
+        rows: Texts of the T tokens that look.
+        columns: Texts of the S tokens that are looked at.
+        layers: How many there are.
+        weights: Of the layer: heads, T rows, S columns; a row sums to 1, but for rounding.
+        cut: Whether only the beginning of the text was read.
+    """
+
+    model: str
+    rows: list[str]
+    columns: list[str]
+    layers: int
+    layer: int
+    weights: list[list[list[float]]]
+    cut: bool
+
+
+class Run(Body):
+    """One entry of `/v1/runs`; what its log does not tell is null.
+
+    Attributes:
+        in_training: Its log was written to within the last minutes, and its last step is to come.
+        quiet_s: Since its log was written to.
+        loss: Of training, in nats a token.
+    """
+
+    id: str
+    object: Literal["run"] = "run"
+    in_training: bool
+    quiet_s: float
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    epoch: float | None = None
+    elapsed_s: float | None = None
+    remaining_s: float | None = None
+
+
+class Runs(Body):
+    """The answer of `/v1/runs`: the newest first."""
+
+    object: Literal["list"] = "list"
+    watching: bool
+    data: list[Run]
+
+
+class RunCurves(Run):
+    """The answer of `/v1/runs/{name}`: pairs of a step and a value, thinned to some hundreds.
+
+    Attributes:
+        losses: Of training; neighbors are averaged.
+        scores: Of evaluations, by name: `nats_per_token` is the loss on held-out text.
+    """
+
+    losses: list[tuple[int, float]]
+    scores: dict[str, list[tuple[int, float]]]
 
 
 class Question(Body):

@@ -33,7 +33,7 @@ def test_it_serves_until_it_is_told_to_stop(folder: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         lines = [process.stderr.readline() for _ in range(2)]
-        assert lines[0].startswith("poet: gpt2, can chat, complete")
+        assert lines[0].startswith("poet: gpt2, can attend, chat, complete")
         url = lines[1].split()[2].rstrip(";")
         body = json.dumps({"prompt": "It was a secret", "max_tokens": 3}).encode()
         request = urllib.request.Request(

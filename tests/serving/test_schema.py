@@ -30,7 +30,7 @@ def schema(server: Server) -> dict[str, Any]:
 
 def test_the_description_names_every_address(schema: dict[str, Any]) -> None:
     verbs = ("chat/completions", "completions", "embeddings", "models", "classify", "tag", "answer",
-             "translate", "summarize")  # fmt: skip
+             "translate", "summarize", "attribute", "attention", "runs", "runs/{name}")  # fmt: skip
     plain = {"/tokenize", "/detokenize", "/health/live", "/health/ready", "/metrics"}
     assert plain | {f"/v1/{verb}" for verb in verbs} <= set(schema["paths"])
     assert "ChatMessage" in schema["components"]["schemas"]

@@ -15,6 +15,8 @@ import pytest
 
 from inkstone import api, pipeline
 from inkstone.errors import UsageError
+from inkstone.inspection.attention import attention
+from inkstone.inspection.attribution import attribute
 from inkstone.recipe import Recipe
 from inkstone.serving.desk import Desk
 from inkstone.serving.hosted import Hosted
@@ -88,6 +90,56 @@ def test_answer(server: Server, runs: dict[str, Path]) -> None:
     assert status == 200 and found == {"model": "answers", **json.loads(json.dumps(own))}
 
 
+def test_why_a_label_was_given(server: Server, runs: dict[str, Path]) -> None:
+    own = attribute(api.load(runs["labels"], device="cpu").predictor, "red one  two", "b")  # type: ignore[arg-type]
+    status, found = _post(server, "/v1/attribute", input="red one  two", label="b")
+    assert status == 200 and found["model"] == "labels" and found["label"] == "b"
+    assert found["text"] == "red one  two" and found["score"] == pytest.approx(own.score)
+    for told, word in zip(found["words"], own.words, strict=True):
+        assert found["text"][told["start"] : told["end"]] == told["text"] == word.text
+        assert told["weight"] == pytest.approx(word.weight, abs=1e-3)
+    assert _post(server, "/v1/attribute", input="red")[1]["label"] in "rgbot"
+    assert _post(server, "/v1/attribute", input="")[1]["words"] == []
+
+
+def test_who_looks_at_whom(server: Server, runs: dict[str, Path]) -> None:
+    status, found = _post(server, "/v1/attention", input="It was", model="small", layer=1)
+    assert status == 200 and found["layers"] == 2 and found["layer"] == 1 and not found["cut"]
+    assert found["rows"] == found["columns"] == list("It was")
+    weights = np.array(found["weights"])
+    assert weights.shape == (4, 6, 6) and np.triu(weights, 1).max() == 0
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-3)
+    model = api.load(runs["tags"], device="cpu")
+    assert model.tokenizer is not None
+    own = attention(model.model, model.tokenizer, "red one", predictor=model.predictor)
+    status, found = _post(server, "/v1/attention", input="red one", model="tags")
+    assert found["rows"] == list(own.rows) and own.rows[0] == "[CLS]"
+    np.testing.assert_allclose(found["weights"], own.weights[0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/attribute", {"input": "red", "label": "purple"}),
+        ("/v1/attribute", {"input": "red", "label": 3}),
+        ("/v1/attribute", {"input": ["red"]}),
+        ("/v1/attribute", {"input": "x" * 20_001}),
+        ("/v1/attribute", {"input": "red", "model": "small"}),
+        ("/v1/attribute", {"input": "red", "labl": "r"}),
+        ("/v1/attention", {"input": "x" * 20_001}),
+        ("/v1/attention", {"input": "", "model": "small"}),
+        ("/v1/attention", {"input": "It", "model": "small", "layer": 2}),
+        ("/v1/attention", {"input": "It", "layer": -1}),
+        ("/v1/attention", {"input": "It", "layer": True}),
+        ("/v1/attention", {"input": "It", "layer": 1 << 70}),
+        ("/v1/attention", {}),
+    ],
+)
+def test_what_cannot_be_looked_at(server: Server, path: str, body: dict[str, Any]) -> None:
+    status, found = _post(server, path, **body)
+    assert status == 400 and found["error"]["message"]
+
+
 def test_embeddings(server: Server, runs: dict[str, Path]) -> None:
     texts = ["red one two", "blue"]
     own = api.load(runs["labels"], device="cpu").embed(texts)
@@ -110,14 +162,14 @@ def test_tokens(server: Server) -> None:
 
 def test_what_a_model_cannot_do_is_named(server: Server) -> None:
     status, found = _post(server, "/v1/classify", input="x", model="small")
-    assert status == 400 and "it can chat, complete" in found["error"]["message"]
+    assert status == 400 and "it can attend, chat, complete" in found["error"]["message"]
     assert _post(server, "/v1/translate", input="x")[0] == 404
     assert _post(server, "/v1/classify", input=[])[0] == 400
     assert _post(server, "/v1/completions", prompt="x", model="labels")[0] == 400
     listed = json.loads(ask(server, None, path="/v1/models", method="GET")[2])["data"]
     assert {m["id"]: m["can"] for m in listed} == {
-        "labels": ["classify", "embed"], "tags": ["embed", "tag"], "answers": ["answer", "embed"],
-        "small": ["chat", "complete"],
+        "labels": ["attend", "attribute", "classify", "embed"], "tags": ["attend", "embed", "tag"],
+        "answers": ["answer", "attend", "embed"], "small": ["attend", "chat", "complete"],
     }  # fmt: skip
 
 
