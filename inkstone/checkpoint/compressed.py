@@ -51,9 +51,10 @@ class PackedEntry(Entry):
                 f"{self.path}: {name}_shape says {shape.tolist()[:4]}, but the codes are "
                 f"{list(self.shape)}"
             )
-        if not bool(torch.isfinite(scale).all()):
-            raise CheckpointError(f"{self.path}: {name}_scale holds NaN or infinity")
-        return Quantized(unpack(packed, self.bits), scale.half(), self.bits)
+        scales = scale.half()
+        if not bool(torch.isfinite(scales).all()):
+            raise CheckpointError(f"{self.path}: {name}_scale holds NaN, or more than fp16 holds")
+        return Quantized(unpack(packed, self.bits), scales, self.bits)
 
 
 def tensors(name: str, weight: Quantized) -> dict[str, Tensor]:
