@@ -28,7 +28,7 @@ from inkstone.inference.predict import Predictor, connect, is_on_examples, open_
 from inkstone.inference.respond import Respondent
 from inkstone.inference.stream import Generation
 from inkstone.nn import lora
-from inkstone.nn.quantized import n_weights
+from inkstone.nn.quantized_layers import n_weights
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.score_methods import ScoreMethods
 from inkstone.recipe import load as load_recipe

@@ -26,7 +26,7 @@ from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_t
 from inkstone.errors import CheckpointError, InkstoneError, ModelError
 from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
 from inkstone.models._weights import LAYERS, Weight, expand
-from inkstone.nn import quantized
+from inkstone.nn import quantized_layers
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.quantized import Quantized
 
@@ -77,7 +77,7 @@ def save_model(
         "inkstone": __version__,
         "torch": torch.__version__,
         "family": family.__name__.rsplit(".", 1)[-1],
-        "parameters": quantized.n_weights(model),
+        "parameters": quantized_layers.n_weights(model),
         **(info or {}),
     }
     write_json(folder / "inkstone.json", about)
@@ -286,7 +286,7 @@ def _read_state(
             parts = entry.read(row.theirs).split(heights)
             for name, part in zip(row.ours, parts, strict=True):
                 module = name.removesuffix(".weight")
-                quantized.put(model, module, part)
+                quantized_layers.put(model, module, part)
                 state |= {f"{module}.codes": part.codes, f"{module}.scales": part.scales}
             continue
         tensor = _read_weight(row.theirs, entry).to(dtype)
@@ -374,15 +374,15 @@ def _holds_numbers(model: nn.Module, name: str) -> bool:
 
 
 def _quantized(model: nn.Module, name: str) -> Quantized:
-    found = quantized.quantized_of(model.get_submodule(name))
+    found = quantized_layers.quantized_of(model.get_submodule(name))
     assert found is not None
     return found
 
 
 def _compression(model: nn.Module) -> dict[str, Any]:
     """What config.json says of weights that are whole numbers."""
-    maps = [m.bits for m in model.modules() if isinstance(m, quantized.QuantizedLinear)]
-    tables = [m.bits for m in model.modules() if isinstance(m, quantized.QuantizedEmbedding)]
+    maps = [m.bits for m in model.modules() if isinstance(m, quantized_layers.QuantizedLinear)]
+    tables = [m.bits for m in model.modules() if isinstance(m, quantized_layers.QuantizedEmbedding)]
     if not maps and not tables:
         return {}
     given = compressed.settings((maps or tables)[0], tables[0] if tables else None)

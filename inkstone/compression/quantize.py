@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from inkstone.errors import ModelError, UsageError
 from inkstone.models._base import OUTPUTS
-from inkstone.nn import linear, quantized
+from inkstone.nn import linear, quantized_layers
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.quantized import GROUP, Quantized, quantize
 
@@ -131,7 +131,7 @@ def quantize_model(
     shared = {key: None for key in weights}  # what is rounded need not be copied first
     small = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     for name, numbers in rounded.items():
-        quantized.put(small, name, numbers)
+        quantized_layers.put(small, name, numbers)
     return small.to(model.device).eval()
 
 

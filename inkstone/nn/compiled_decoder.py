@@ -24,7 +24,8 @@ from inkstone.nn.linear import Linear
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
 from inkstone.nn.panels import Map, Panels, Shelf, pack
-from inkstone.nn.quantized import GROUP, Quantized, quantize, quantized_of
+from inkstone.nn.quantized import GROUP, Quantized, quantize
+from inkstone.nn.quantized_layers import quantized_of
 from inkstone.nn.rope import Rope
 
 LANES = 16

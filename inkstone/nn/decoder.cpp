@@ -5,9 +5,6 @@
 // The threads stay together for the whole pass and meet between its phases. A sum is made in one
 // order whatever else is in the pass, so that a text's numbers do not depend on the others.
 
-#include <omp.h>
-
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -51,38 +48,6 @@ struct Step {
   const int64_t *starts, *counts, *tables;
   float* x;  // [n, d_model]: embeddings, then hidden states
 };
-
-// Meets all threads; they spin, since a phase takes microseconds.
-class Meeting {
- public:
-  void expect(int n) { n_ = n, left_.store(n); }
-  void operator()() {
-    const int round = round_.load(std::memory_order_relaxed);
-    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      left_.store(n_, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-    } else {
-      while (round_.load(std::memory_order_acquire) == round) _mm_pause();
-    }
-  }
-
- private:
-  int n_ = 1;
-  std::atomic<int> left_{1}, round_{0};
-};
-
-// work(me, of, meet) on up to so many threads.
-template <class Work>
-void together(int threads, const Work& work) {
-  Meeting meet;
-#pragma omp parallel num_threads(threads)
-  {
-    const int me = omp_get_thread_num(), of = omp_get_num_threads();
-#pragma omp single
-    meet.expect(of);
-    work(me, of, meet);
-  }
-}
 
 INLINE V cached(const float* p) { return load(p); }
 INLINE V cached(const uint16_t* p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
@@ -215,12 +180,6 @@ struct Pass {
   float *qkv, *mixed, *scores;
   int64_t width, room;
   Rows narrow, wide;  // inputs of maps from d_model or all heads, and from d_ff
-
-  // One of `of` threads that share `n` tasks: task(i) for its own, one after the other.
-  template <class Task>
-  static void run(int64_t n, int me, int of, const Task& task) {
-    for (int64_t i = n * me / of; i < n * (me + 1) / of; i++) task(i);
-  }
 
   void normed(const Norm& norm, const Rows& to, int me, int of) const {
     run(step.n, me, of, [&](int64_t i) {
@@ -376,24 +335,6 @@ struct Pass {
   }
 };
 
-// Memory in pieces.
-struct Room {
-  uint8_t* at;
-  template <class T>
-  T* take(int64_t n) {
-    at = (uint8_t*)(((uintptr_t)at + 63) / 64 * 64);
-    T* piece = (T*)at;
-    at += n * sizeof(T);
-    return piece;
-  }
-  Rows rows(int64_t n, int64_t d_in, int64_t format) {
-    uint8_t* data = take<uint8_t>(n * d_in * Rows::number_bytes(format));
-    const int64_t groups = format >= INT8 ? n * (d_in / GROUP) : 0;
-    float* scale = take<float>(groups);
-    return {data, scale, take<int32_t>(groups), d_in, format};
-  }
-};
-
 Pass plan(const Stack& s, const Step& step, int64_t longest, int threads, Room& room) {
   const int64_t heads = s.n_heads * s.head_dim, format = s.layers[0].qkv.format;
   const int64_t width = heads + 2 * s.n_kv_heads * s.head_dim, long_room = (longest + PAGE) / PAGE * PAGE;
@@ -433,12 +374,12 @@ extern "C" void decoder_scores(const Stack* s, const float* x, int64_t n, int64_
   const Map& head = s->head;
   const Rows rows = room.rows(n, s->d_model, head.format);
   together(threads, [&](int me, int of, Meeting& meet) {
-    Pass::run(n, me, of, [&](int64_t i) {
+    run(n, me, of, [&](int64_t i) {
       for (int64_t k = 0; k < s->d_model; k += 2 * L)
         rows.put(i, k, load(x + i * s->d_model + k), load(x + i * s->d_model + k + L));
     });
     meet();
-    Pass::run(panels_of(head), me, of, [&](int64_t p) {
+    run(panels_of(head), me, of, [&](int64_t p) {
       apply(head, p, rows, 0, n, [&](int64_t i, int64_t c, V a, V b) {
         float* to = out + i * head.d_out + c;
         const int64_t left = head.d_out - c;

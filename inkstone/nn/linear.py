@@ -60,6 +60,13 @@ class Linear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, narrow([self.weight], x.dtype), bias)
 
+    def compiled(
+        self, x: Tensor, linears: Sequence[Linear], *, gelu: bool = False
+    ) -> Tensor | None:
+        """Several maps of one input by compiled code, where weights have a form of their own for it
+        (`quantized_layers.QuantizedLinear`); None where torch is to do it."""
+        return None
+
 
 def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     """Several linear maps of one input as one matmul: [..., d_in] → [..., sum of d_out].
@@ -67,6 +74,8 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     The parameters stay apart, so that an optimizer that treats matrices as matrices (Muon) sees
     the query, key and value maps one by one, and so that checkpoints need no surgery.
     """
+    if (y := linears[0].compiled(x, linears)) is not None:
+        return y
     if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
         return torch.cat([m(x) for m in linears], dim=-1)
     if _watcher is not None:

@@ -45,6 +45,8 @@ def project(x: Tensor, linears: Sequence[Linear], *, gelu: bool = False) -> Tens
         linears: Each with a bias, or none of them.
         gelu: Whether a GELU follows (the exact one).
     """
+    if (whole := linears[0].compiled(x, linears, gelu=gelu)) is not None:
+        return whole
     if not _fits(x, linears):
         y = stacked(x, linears) if len(linears) > 1 else linears[0](x)
         return F.gelu(y) if gelu else y

@@ -13,7 +13,10 @@
 // whatever else is computed beside it: it does not depend on the other rows.
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
+#include <atomic>
 
 #include "simd.h"
 
@@ -75,6 +78,62 @@ INLINE __m512i four(const int8_t* p) {  // to every place
   int32_t bytes;
   std::memcpy(&bytes, p, sizeof bytes);
   return _mm512_set1_epi32(bytes);
+}
+
+// Memory in pieces.
+struct Room {
+  uint8_t* at;
+  template <class T>
+  T* take(int64_t n) {
+    at = (uint8_t*)(((uintptr_t)at + 63) / 64 * 64);
+    T* piece = (T*)at;
+    at += n * sizeof(T);
+    return piece;
+  }
+  Rows rows(int64_t n, int64_t d_in, int64_t format) {
+    uint8_t* data = take<uint8_t>(n * d_in * Rows::number_bytes(format));
+    const int64_t groups = format >= INT8 ? n * (d_in / GROUP) : 0;
+    float* scale = take<float>(groups);
+    return {data, scale, take<int32_t>(groups), d_in, format};
+  }
+};
+
+// Meets all threads; they spin, since a phase takes microseconds.
+class Meeting {
+ public:
+  void expect(int n) { n_ = n, left_.store(n); }
+  void operator()() {
+    const int round = round_.load(std::memory_order_relaxed);
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      left_.store(n_, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else {
+      while (round_.load(std::memory_order_acquire) == round) _mm_pause();
+    }
+  }
+
+ private:
+  int n_ = 1;
+  std::atomic<int> left_{1}, round_{0};
+};
+
+// work(me, of, meet) on up to so many threads.
+template <class Work>
+void together(int threads, const Work& work) {
+  Meeting meet;
+#pragma omp parallel num_threads(threads)
+  {
+    const int me = omp_get_thread_num(), of = omp_get_num_threads();
+#pragma omp single
+    meet.expect(of);
+    work(me, of, meet);
+  }
+}
+
+// One of `of` threads that share `n` tasks: task(i) for its own, one after the other.
+template <class Task>
+void run(int64_t n, int me, int of, const Task& task) {
+  for (int64_t i = n * me / of; i < n * (me + 1) / of; i++) task(i);
 }
 
 // R rows of x with one panel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +88,38 @@ def pack(weight: Tensor | Quantized, bias: Tensor | None, dtype: torch.dtype) ->
     rows = _panels(weight.detach().to(dtype)).unflatten(2, (-1, together))  # [P, 32, d_in / t, t]
     memory = rows.transpose(1, 2).contiguous().view(torch.uint8).flatten()
     return Panels(memory, padded, d_in, d_out, "bf16" if together == 2 else "fp32")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled product; None without a compiler, or on a processor of another kind."""
+    found = native.library("panels")
+    if found is None or found.panels_are_here() != 1:
+        return None
+    found.panels_room.restype = ctypes.c_int64
+    return found
+
+
+def multiply(x: Tensor, panels: Panels, *, gelu: bool) -> Tensor:
+    """x Wᵀ + b, and the exact GELU behind it where it is wanted: [..., d_in] → [..., d_out].
+
+    Args:
+        x: fp32 or bf16; the result is of the same.
+        panels: W and b.
+        gelu: Whether a GELU follows.
+    """
+    found = library()
+    assert found is not None
+    rows = x.reshape(-1, panels.d_in)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    out = rows.new_empty(len(rows), panels.d_out)
+    if len(rows):
+        laid, threads = ctypes.byref(panels.map), torch.get_num_threads()
+        memory = torch.empty(found.panels_room(laid, ctypes.c_int64(len(rows))), dtype=torch.uint8)
+        numbers = (rows, rows.stride(0), len(rows), int(gelu), threads, memory, out)
+        run = found.panels_bf16 if x.dtype == torch.bfloat16 else found.panels_fp32
+        run(laid, *native.arguments(*numbers))
+    return out.view(*x.shape[:-1], panels.d_out)
 
 
 def _whole(weight: Quantized) -> Tensor:

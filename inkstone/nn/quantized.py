@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkstone.errors import ModelError
-from inkstone.nn.linear import Embedding, Linear
 
 GROUP = 32  # inputs that share a scale
 BITS = (8, 4)
@@ -99,72 +97,6 @@ def quantize(weight: Tensor, bits: int, importance: Tensor | None = None) -> Qua
                 torch.where(better, tried.scales, best.scales), 4,
             )  # fmt: skip
     return best
-
-
-class QuantizedLinear(Linear):
-    """A map whose weight is whole numbers. Whoever reads `weight` gets what they stand for, made
-    anew each time; compiled code takes the numbers as they are. It never learns.
-
-    Args:
-        quantized: The weight.
-        like: The map that it stands for.
-    """
-
-    def __init__(self, quantized: Quantized, like: Linear) -> None:
-        nn.Module.__init__(self)
-        self.maps, self.bits, self.bias = like.maps, quantized.bits, like.bias
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scales", quantized.scales)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """[d_out, d_in] fp32."""
-        return quantized_of(self).dequantize()  # type: ignore[union-attr]
-
-
-class QuantizedEmbedding(Embedding):
-    """A table whose rows are whole numbers; as `QuantizedLinear`."""
-
-    def __init__(self, quantized: Quantized) -> None:
-        nn.Module.__init__(self)
-        self.bits, self.pending = quantized.bits, None
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scales", quantized.scales)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """[n_rows, d_model] fp32."""
-        return quantized_of(self).dequantize()  # type: ignore[union-attr]
-
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """[...] int64 → [..., d_model] in `dtype`."""
-        codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
-        rows = Quantized(codes[ids.flatten()], scales[ids.flatten()], self.bits).dequantize()
-        return rows.view(*ids.shape, -1).to(dtype)
-
-
-def quantized_of(module: Any) -> Quantized | None:
-    """The whole numbers of a map or a table; None where it has a plain weight."""
-    if not isinstance(module, QuantizedLinear | QuantizedEmbedding):
-        return None
-    return Quantized(module.get_buffer("codes"), module.get_buffer("scales"), module.bits)
-
-
-def n_weights(network: nn.Module) -> int:
-    """How many numbers a network has learned, in whatever form."""
-    whole = (quantized_of(module) for module in network.modules())
-    codes = sum(q.codes.numel() for q in whole if q is not None)
-    return codes + sum(p.numel() for p in network.parameters())
-
-
-def put(network: nn.Module, name: str, quantized: Quantized) -> None:
-    """Give a map or a table of a network, by name, a weight of whole numbers."""
-    module = network.get_submodule(name)
-    if isinstance(module, Embedding):
-        network.set_submodule(name, QuantizedEmbedding(quantized))
-    else:
-        assert isinstance(module, Linear)
-        network.set_submodule(name, QuantizedLinear(quantized, module))
 
 
 def _rounded(groups: Tensor, scale: Tensor, bits: int) -> Quantized:
