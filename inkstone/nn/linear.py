@@ -49,7 +49,7 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     The parameters stay apart, so that an optimizer that treats matrices as matrices (Muon) sees
     the query, key and value maps one by one, and so that checkpoints need no surgery.
     """
-    if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and x.shape[:-1].numel() <= FEW_ROWS:
         return torch.cat([m(x) for m in linears], dim=-1)
     weight = narrow([m.weight for m in linears], x.dtype)
     biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]

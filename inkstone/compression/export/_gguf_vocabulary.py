@@ -140,8 +140,10 @@ def _bpe(
 
 def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     """What llama.cpp calls the pattern by which words are cut."""
-    steps = pre_tokenizer and pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    level = steps[-1] if steps else {}
+    steps: list[dict[str, Any]] = [{}]
+    if pre_tokenizer is not None:
+        steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    level = steps[-1]
     if level.get("type") == "ByteLevel" and not level["add_prefix_space"]:
         if len(steps) == 1 and level["use_regex"]:
             return GPT2
@@ -284,7 +286,8 @@ def _roles(made: Vocabulary, source: Source, tokenizer: Tokenizer, *, encoder: b
         if number is not None:
             made.keys[f"{name}_token_id"] = number
     if encoder:
-        begin, end = (before or [tokenizer.bos_id])[0], (after or [tokenizer.eos_id])[0]
+        begin = before[0] if before else tokenizer.bos_id
+        end = after[0] if after else tokenizer.eos_id
         made.keys |= {"add_bos_token": bool(before), "add_eos_token": bool(after)}
         made.keys |= {"add_sep_token": bool(after)} if made.model == "bert" else {}
     else:  # in training every document follows the end of the one before
