@@ -188,6 +188,9 @@ def _wordpiece(
     lower = bool(steps["lowercase"])
     strip = lower if steps["strip_accents"] is None else bool(steps["strip_accents"])
     notes = []
+    if strip:  # it decomposes no Hangul and folds no marks that are typed apart
+        notes.append("llama.cpp strips accents its own way: Korean, and marks that were typed "
+                     "behind their letter, get other ids there")  # fmt: skip
     if not (lower and strip):
         notes.append("llama.cpp of before 2026 folds case and strips accents of any WordPiece")
     keys: dict[str, int | bool | bytes] = {
