@@ -18,9 +18,10 @@ from inkstone import api
 from inkstone.compression.export import Source, export
 from inkstone.tokenizers.tokenizer import Tokenizer
 from tests.compression.conftest import NASTY, learned, prose, shaken, tokenizer
-from tests.compression.llama_cpp import Opened
 
-Make = Callable[..., Source]
+pytest.importorskip("cyllama", reason="pip install -r requirements-dev.txt")
+from benchmarks.llama_cpp import Opened
+
 F16 = 3e-3  # of the largest number: what rounding the weights to fp16 changes
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

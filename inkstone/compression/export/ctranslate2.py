@@ -1,35 +1,31 @@
-"""CTranslate2: a folder for its fast engine, of the encoder-decoders that its converters miss.
+"""CTranslate2: a folder for its fast engine, of the families that its converters miss.
 
-Folders of gpt2, llama, bert, distilbert, roberta and t5 convert unchanged with CTranslate2's own
+Folders of llama, bert, distilbert, roberta and t5 convert unchanged with CTranslate2's own
 `ct2-transformers-converter`. The Transformer of 2017 and kin do not: for a pre-norm network
 transformers has no class, and the converter for Marian takes an embedding of zeros for granted
-where the decoder begins. They are written here, from CTranslate2's description of a Transformer.
-Shapes: B batch, S source time, T target time, V vocab, D d_model.
+where the decoder begins. Nor does a GPT-2 whose tokenizer has no unknown token, as one over bytes
+needs none. They are written here, from CTranslate2's descriptions of a Transformer.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from inkstone import registry
 from inkstone.compression.export._base import Source
+from inkstone.compression.export._ctranslate2_specs import gpt2, transformer
 from inkstone.config import Progress
 from inkstone.errors import ModelError
 from inkstone.files import write_json
-from inkstone.nn.positions import sinusoids
 
 TYPES = ("float32", "float16", "bfloat16", "int16", "int8")  # CTranslate2's names
 FOLDER = True
-FAMILIES = ("transformer", "marian", "bart")
-CONVERTED = ("gpt2", "llama", "bert", "distilbert", "roberta", "t5")
-ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
+FAMILIES = ("transformer", "marian", "bart", "gpt2")
+CONVERTED = ("llama", "bert", "distilbert", "roberta", "t5")
 TOLERANCE = 1e-3  # nats between their log-probability of a token and ours, both in fp32
 SAMPLE = 8  # texts that are compared
 
@@ -47,32 +43,40 @@ def write(
     ct2 = registry.extra("ctranslate2", "export")
     tokenizer, c = source.read_with(), source.model.config
     names = [tokenizer.backend.id_to_token(i) or f"[unused {i}]" for i in range(c.vocab_size)]
-    spec = _spec(ct2, source.model)
-    spec.register_source_vocabulary(names)
-    spec.register_target_vocabulary(names)
-    spec.config.decoder_start_token = names[c.start_id]
-    spec.config.bos_token = names[c.start_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    decodes = source.family == "gpt2"
+    spec = (gpt2 if decodes else transformer)(ct2, source.model)
     spec.config.eos_token = names[tokenizer.eos_id]
-    if tokenizer.unk_id is not None:
-        spec.config.unk_token = names[tokenizer.unk_id]
+    spec.config.bos_token = names[_first(tokenizer.bos_id, tokenizer.eos_id)]
+    spec.config.unk_token = names[_first(tokenizer.unk_id, tokenizer.eos_id)]
     # our tasks end a source with end-of-text; others' models have the frame of their tokenizer
     before, after = ([], [tokenizer.eos_id]) if "task" in source.info else tokenizer.frame()
-    spec.config.add_source_bos, spec.config.add_source_eos = bool(before), bool(after)
+    if decodes:
+        spec.register_vocabulary(names)
+    else:
+        spec.register_source_vocabulary(names)
+        spec.register_target_vocabulary(names)
+        spec.config.decoder_start_token = names[c.start_id]
+        spec.config.add_source_bos, spec.config.add_source_eos = bool(before), bool(after)
     progress(1, 3, "steps")
     spec.validate()
     spec.optimize(quantization=None if kind == "float32" else kind)
     spec.save(str(target))
     progress(2, 3, "steps")
-    frame = before[:1], [tokenizer.eos_id] if after else []
-    difference = _compare(ct2, source.model, target, names, frame, tokenizer.eos_id)
-    if kind == "float32" and difference > TOLERANCE:
+    if decodes:
+        difference = _compare_logits(ct2, source.model, target)
+    else:
+        frame = before[:1], [tokenizer.eos_id] if after else []
+        difference = _compare(ct2, source.model, target, names, frame, tokenizer.eos_id)
+    if kind == "float32" and not difference <= TOLERANCE:
         raise ModelError(
             f"CTranslate2's log-probabilities differ from the model's by up to {difference:.1e}",
             fix="this is a bug: please report it with the folder's config.json",
         )
     tokenizer.save(target)
     write_json(target / "inkstone.json", {**source.info, "exported": {"type": kind}})
-    (target / "README.md").write_text(_card(source), encoding="utf-8")
+    use = _GENERATE.format(begin=spec.config.bos_token) if decodes else _TRANSLATE
+    card = _CARD.format(name=source.name, use=use)
+    (target / "README.md").write_text(card, encoding="utf-8")
     progress(3, 3, "steps")
     return {"max_difference": difference}, []
 
@@ -88,71 +92,6 @@ def _check_family(source: Source) -> None:
             f"CTranslate2 has no network like {source.family}",
             fix=f"it has {', '.join((*FAMILIES, *CONVERTED))}; export others to onnx",
         )
-
-
-def _spec(ct2: Any, model: Any) -> Any:
-    """CTranslate2's description of the network, filled with its weights."""
-    c, enum = model.config, ct2.specs.Activation
-    spec = ct2.specs.TransformerSpec.from_config(
-        (c.n_layers, c.n_decoder_layers),
-        c.n_heads,
-        pre_norm=c.pre_norm,
-        activation=getattr(enum, ACTIVATIONS[c.activation]),
-        layernorm_embedding=c.embedding_norm,
-    )
-    words = _array(model.embed.weight)
-    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = words
-    spec.decoder.projection.weight = words
-    if model.head_bias is not None and bool(model.head_bias.any()):
-        spec.decoder.projection.bias = _array(model.head_bias)
-    for there, side in ((spec.encoder, model.encoder), (spec.decoder, model.decoder)):
-        there.scale_embeddings = math.sqrt(c.d_model) if c.scale_embedding else 1.0
-        there.position_encodings.encodings = _positions(model, side)
-        if c.embedding_norm:
-            _norm(there.layernorm_embedding, side.embed_norm)
-        if c.pre_norm:
-            _norm(there.layer_norm, side.norm)
-        for layer, block in zip(there.layer, side.blocks, strict=True):
-            _attention(layer.self_attention, block.attention, block.attention_norm, own=True)
-            if hasattr(block, "cross"):
-                _attention(layer.attention, block.cross, block.cross_norm, own=False)
-            _linear(layer.ffn.linear_0, block.up)
-            _linear(layer.ffn.linear_1, block.down)
-            _norm(layer.ffn.layer_norm, block.mlp_norm)
-    return spec
-
-
-def _positions(model: Any, side: Any) -> npt.NDArray[np.float32]:
-    """[max_seq_len, D]."""
-    c = model.config
-    if side.position is not None:
-        return _array(side.position.weight[model.first_position :])
-    return _array(sinusoids(torch.arange(c.max_seq_len), c.d_model))
-
-
-def _attention(there: Any, attention: Any, norm: Any, *, own: bool) -> None:
-    """Maps that read the same stand in one."""
-    _norm(there.layer_norm, norm)
-    if own:
-        _linear(there.linear[0], attention.q, attention.k, attention.v)
-    else:
-        _linear(there.linear[0], attention.q)
-        _linear(there.linear[1], attention.k, attention.v)
-    _linear(there.linear[-1], attention.o)
-
-
-def _linear(there: Any, *maps: Any) -> None:
-    there.weight = _array(torch.cat([m.weight for m in maps]))
-    there.bias = _array(torch.cat([m.bias for m in maps]))
-
-
-def _norm(there: Any, norm: Any) -> None:
-    there.gamma, there.beta = _array(norm.weight), _array(norm.bias)
-
-
-def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """A copy: CTranslate2 quantizes in place."""
-    return np.array(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 @torch.no_grad()
@@ -184,17 +123,40 @@ def _compare(
     return worst
 
 
-def _card(source: Source) -> str:
-    return f"""# {source.name}, for CTranslate2
+@torch.no_grad()
+def _compare_logits(ct2: Any, model: Any, folder: Path) -> float:
+    """As `_compare`, of a decoder."""
+    c = model.config
+    draw = torch.Generator().manual_seed(0)
+    engine = ct2.Generator(str(folder), device="cpu")
+    ids = torch.randint(0, c.vocab_size, (SAMPLE, min(12, c.max_seq_len)), generator=draw)
+    found = engine.forward_batch(ids.tolist(), return_log_probs=True)
+    theirs = torch.from_numpy(np.array(found))
+    return float((torch.log_softmax(model(ids).float(), -1) - theirs).abs().max())
+
+
+def _first(number: int | None, otherwise: int) -> int:
+    return otherwise if number is None else number
+
+
+_CARD = """# {name}, for CTranslate2
 
 ```python
 import ctranslate2
 from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
+{use}```
+"""
+_TRANSLATE = """\
 translator = ctranslate2.Translator(".")
 source = tokenizer.encode("Hello.", add_special_tokens=False).tokens
 target = translator.translate_batch([source], beam_size=4)[0].hypotheses[0]
 print(tokenizer.decode([tokenizer.token_to_id(token) for token in target]))
-```
+"""
+_GENERATE = """\
+generator = ctranslate2.Generator(".")
+start = ["{begin}", *tokenizer.encode("Once upon a time", add_special_tokens=False).tokens]
+found = generator.generate_batch([start], max_length=64, sampling_topk=10)[0]
+print(tokenizer.decode(found.sequences_ids[0]))
 """

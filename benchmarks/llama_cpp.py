@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
+from cyllama.llama import llama_cpp as binding
 
-binding = pytest.importorskip(
-    "cyllama.llama.llama_cpp", reason="llama.cpp: pip install -r requirements-dev.txt"
-)
 binding.disable_logging()
 F32, NO_POOLING = 0, 0
 
 
-class _Model(binding.LlamaModel):  # type: ignore[name-defined,misc]
+class _Model(binding.LlamaModel):
     @property
     def n_vocab(self) -> int:  # its context asks for it
         return int(self.get_vocab().n_vocab)
