@@ -199,6 +199,26 @@ def test_a_pattern_that_it_does_not_have(source: Make, tmp_path: Path) -> None:
         export(source(shaken("gpt2", words), words), tmp_path / "a.gguf", "gguf")
 
 
+def test_a_token_that_no_merge_makes(source: Make, tmp_path: Path) -> None:
+    """Where whole words come first it is used; where all is merged it never is."""
+    from inkstone.tokenizers.tokenizer import Tokenizer
+
+    def written(pattern: str, ignore: bool, name: str) -> str:
+        tree = json.loads(tokenizer("bpe", pattern).backend.to_str())
+        tree["model"]["merges"].pop()
+        tree["model"]["ignore_merges"] = ignore
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+        words = Tokenizer.load(tmp_path)
+        done = export(source(shaken("gpt2", words), words), tmp_path / name, "gguf")
+        return str(done.facts["tokenizer"])
+
+    assert written("modern", False, "a") == "gpt2, smaug-bpe"
+    assert written("modern", True, "b") == "gpt2, llama-bpe"
+    assert written("gpt2", False, "c") == "gpt2, gpt-2"
+    with pytest.raises(TokenizerError, match="cannot be merged"):
+        written("gpt2", True, "d")
+
+
 @pytest.mark.parametrize(
     ("family", "extra", "why"),
     [

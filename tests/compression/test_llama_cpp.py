@@ -17,6 +17,7 @@ import inkstone as ink
 from inkstone import api
 from inkstone.compression.export import Source, export
 from inkstone.tokenizers.tokenizer import Tokenizer
+from inkstone.tokenizers.train import MODERN
 from tests.compression.conftest import NASTY, learned, prose, shaken, tokenizer
 
 pytest.importorskip("cyllama", reason="pip install -r requirements-dev.txt")
@@ -61,6 +62,11 @@ def with_pattern(pattern: str, **model: Any) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tree)), dict(tokenizer().special))
 
 
+def tokenizer_merges() -> list[Any]:
+    merges: list[Any] = json.loads(tokenizer().backend.to_str())["model"]["merges"]
+    return merges
+
+
 def sentencepiece(folder: Path, kind: str) -> Tokenizer:
     import sentencepiece as spm
 
@@ -81,6 +87,7 @@ TOKENIZERS: dict[str, Callable[[Path], Tokenizer]] = {
     "byte": lambda folder: tokenizer("byte"),
     "qwen2": lambda folder: with_pattern(QWEN2),
     "whole words": lambda folder: with_pattern(LLAMA3, ignore_merges=True),
+    "a merge less": lambda folder: with_pattern(MODERN, merges=tokenizer_merges()[:-1]),
     "sentencepiece bpe": lambda folder: sentencepiece(folder, "bpe"),
     "sentencepiece unigram": lambda folder: sentencepiece(folder, "unigram"),
 }  # fmt: skip
@@ -104,6 +111,17 @@ def test_ids_of_real_text_are_the_same(case: str, tmp_path: Path, shared_data: P
     words = TOKENIZERS[case](tmp_path)
     there = opened(shaken("gpt2", words, n_layers=1), words, tmp_path)
     for text in real_texts(shared_data):
+        assert there.encode(text) == words.encode(text), repr(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2/tokenizer.model", "t5/spiece.model"])
+def test_ids_of_published_tokenizers(name: str, tmp_path: Path, shared_data: Path) -> None:
+    words = Tokenizer.load(shared_data / "tokenizers" / name)
+    small = {"d_model": 16, "n_layers": 1, "n_heads": 1, "d_ff": 16}
+    there = opened(shaken("gpt2", words, **small), words, tmp_path)
+    with (shared_data / "tokenizers" / "parity_cases.jsonl").open(encoding="utf-8") as file:
+        cases = [json.loads(line)["text"] for line in file]
+    for text in [*NASTY, *cases, *real_texts(shared_data)]:
         assert there.encode(text) == words.encode(text), repr(text)
 
 

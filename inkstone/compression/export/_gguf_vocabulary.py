@@ -8,10 +8,13 @@ GGUF file. Control tokens are marked as such: llama.cpp then never finds them in
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import tokenizers
 
 from inkstone.compression.export._base import Source
 from inkstone.errors import TokenizerError
@@ -126,7 +129,7 @@ def _bpe(
         raise TokenizerError(f"llama.cpp has no step like {normalizer} before BPE", fix=_ELSEWHERE)
     pre = _pattern(tree["pre_tokenizer"])
     whole = bool(model.get("ignore_merges"))
-    if (pre in WHOLE) != whole and not _reachable(tokenizer, kinds):
+    if (pre in WHOLE) != whole and not _reachable(tree, tokens, kinds):
         if whole:
             raise TokenizerError(
                 f"llama.cpp merges every word of the pattern {pre!r}, and some tokens of this "
@@ -158,11 +161,12 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     )
 
 
-def _reachable(tokenizer: Tokenizer, kinds: list[int]) -> bool:
+def _reachable(tree: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> bool:
     """Whether the merges make every token out of its own bytes."""
-    cut = tokenizer.backend.model.tokenize
-    names = (tokenizer.backend.id_to_token(i) for i, kind in enumerate(kinds) if kind == NORMAL)
-    return all(len(cut(name)) == 1 for name in names)
+    model = {**tree["model"], "ignore_merges": False}
+    merging = tokenizers.Tokenizer.from_str(json.dumps({**tree, "model": model})).model
+    normal = (token for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL)
+    return all(len(merging.tokenize(token)) == 1 for token in normal)
 
 
 def _wordpiece(
@@ -211,14 +215,17 @@ def _sentencepiece(
             "tokenizer does otherwise",
             fix=_ELSEWHERE,
         )
-    pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    split = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    pairs = [(left, right) for left, right in split]
     ranks: dict[str, int] = {}
     for left, right in pairs:
         ranks.setdefault(left + right, len(ranks))
     # a piece without a merge is a single character, and its score decides nothing
     scores = [float(-ranks.get(token, len(ranks))) for token in tokens]
     table = [(t, s) for t, s, k in zip(tokens, scores, kinds, strict=True) if k == NORMAL]
-    if merges([(t, s) for t, s in table if not _names_byte(t)]) != pairs:
+    every = merges([(t, s) for t, s in table if not _names_byte(t)])
+    made = [piece for piece, _ in itertools.groupby(left + right for left, right in pairs)]
+    if set(every) != set(pairs) or len(set(made)) != len(made):
         raise TokenizerError(
             "the merges of this tokenizer follow no order of its pieces, as llama.cpp's do",
             fix=_ELSEWHERE,

@@ -9,6 +9,7 @@ the library has no writer.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,16 @@ def write(
         f"{count} matrices stay f16: rows of {width} are no multiple of {BLOCK}"
         for width, count in odd.items()
     ]
-    writer.write_header_to_file(target)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    total = sum(stored.values())
-    for done, (name, tensor) in enumerate(there.tensors(), 1):
-        chosen = type_of(name, tuple(tensor.shape), kind, tied=there.tied)
-        numbers = _numbers(name, tensor, chosen)
-        writer.write_tensor_data(gguf.quants.quantize(numbers, names[chosen]))
-        progress(done, total, "tensors")
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write_header_to_file(target)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        total = sum(stored.values())
+        for done, (name, tensor) in enumerate(there.tensors(), 1):
+            chosen = type_of(name, tuple(tensor.shape), kind, tied=there.tied)
+            numbers = _numbers(name, tensor, chosen)
+            writer.write_tensor_data(gguf.quants.quantize(numbers, names[chosen]))
+            progress(done, total, "tensors")
     facts = {
         "architecture": there.arch,
         "tokenizer": words.model if words.pre == "default" else f"{words.model}, {words.pre}",
