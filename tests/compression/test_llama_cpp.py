@@ -228,7 +228,7 @@ def test_vectors_of_a_trained_encoder(shared_data: Path, tmp_path: Path) -> None
     model = ink.load(Path(import_module(package.__name__).get_model_path()), device="cpu")
     rows = texts(shared_data, "ag-news/test.jsonl.gz", "text", 20)
     wanted = model.embed(rows)
-    for kind, least in {"f16": 0.99999, "q8_0": 0.999, "q4_0": 0.95}.items():
+    for kind, least in {"f16": 0.99999, "q8_0": 0.999, "q4_0": 0.93}.items():
         there = Opened(model.export(tmp_path / f"{kind}.gguf", "gguf", kind=kind).path)
         assert there.model.meta_val_str("bert.pooling_type") == "1"
         for text, vector in zip(rows, wanted, strict=True):
