@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types prove-resume prove-save bench clean
+.PHONY: help setup demo test lint types peers prove-resume prove-save prove-export bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/ — /'
@@ -38,6 +38,12 @@ prove-resume: $(STAMP) # 200 random kills, each resumed run equal to the unbroke
 
 prove-save: $(STAMP) # every system call of a save killed, then failed with ENOSPC and EIO
 	$(BIN)/python -m benchmarks.prove_save
+
+prove-export: $(STAMP) # what llama.cpp, ONNX Runtime and CTranslate2 make of exported models
+	$(BIN)/python -m benchmarks.prove_export
+
+peers: $(STAMP) # programs that benchmarks compare with and that are compiled here, minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-peers.txt
 
 bench: $(STAMP) # every benchmark, hours
 	$(BIN)/python -m benchmarks.gpt2_step

@@ -16,6 +16,7 @@ from inkstone.checkpoint import atomic_folder, foreign, hub, load_model, save_mo
 from inkstone.checkpoint.adapters import load_adapter
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.checkpoint.vectors import open_vectors as open_vectors
+from inkstone.config import Progress
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from inkstone.compression.export import Exported
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.inference.middle import Infill
     from inkstone.pipeline.compress import Compressed
@@ -306,6 +308,33 @@ class LanguageModel(ScoreMethods):
         model = plain.eval()
         predictor = self.predictor and replace(self.predictor, model=model)
         return replace(self, model=model, info=info, predictor=predictor)
+
+    def export(
+        self,
+        to: str | Path,
+        form: str,
+        *,
+        kind: str | None = None,
+        progress: Progress | None = None,
+    ) -> Exported:
+        """Write the model for another program.
+
+        Args:
+            to: A new file or folder.
+            form: "gguf" (llama.cpp and kin), "onnx" (ONNX Runtime) or "ctranslate2".
+            kind: How numbers are stored: of gguf "f16", "bf16", "q8_0" or "q4_0".
+            progress: Told how much is done.
+
+        Raises:
+            UsageError: No such format or type, or `to` exists.
+            ModelError: The format cannot hold this family, or what it wrote is not this model.
+            TokenizerError: The format cannot hold this tokenizer.
+            MissingExtraError: A library is not installed: pip install 'inkstone[export]'.
+        """
+        from inkstone.compression.export import Source, export
+
+        source = Source(self.path, self.model, self.tokenizer, self.info)
+        return export(source, to, form, kind=kind, progress=progress)
 
     def with_task(self, **settings: Any) -> LanguageModel:
         """The same model, its task with other settings: n_beams=1, mode="document", threshold=0.8.

@@ -141,6 +141,46 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
                 os.close(lock)
 
 
+@contextlib.contextmanager
+def new_file(target: Path | str) -> Iterator[Path]:
+    """Give a private path to write a file at; when the block ends well, it becomes `target`.
+
+    What earlier calls left behind when they were killed is removed first. If anything fails, the
+    private file is removed; a file that stands at `target` stays as it is.
+
+    Args:
+        target: A new name; its parents are made.
+
+    Raises:
+        CheckpointError: The file is there already, or the disk is full, read-only or failing.
+    """
+    target = Path(target).absolute()
+    private = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    lock = -1
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(f".{_escaped(target.name)}.tmp-*"):
+            if _HIDDEN.fullmatch(stale.name) and stale.is_file() and not _in_use(stale):
+                stale.unlink(missing_ok=True)
+        lock = os.open(private, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to other writers: in use
+        yield private
+        sync(private)
+        os.link(private, target)  # unlike a rename, never onto a file that has come meanwhile
+        sync(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {target}: {error.strerror or error}",
+            fix="nothing was left behind; make room or choose another place",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            private.unlink(missing_ok=True)
+        if lock >= 0:
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+
 def recover(target: Path | str) -> None:
     """Undo a replacement that was cut off between its two renames, if that is what happened."""
     target = Path(target).absolute()

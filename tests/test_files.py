@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inkstone import files
-from inkstone.errors import UsageError
+from inkstone.errors import CheckpointError, UsageError
 
 
 def test_a_new_file_is_written_whole(tmp_path: Path) -> None:
@@ -39,3 +39,20 @@ def test_a_missing_folder_and_a_full_disk_are_named(
     with pytest.raises(UsageError, match="No space left on device"):
         files.write_new(tmp_path / "new.txt", "text", "--output")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_new_file_appears_whole_and_never_onto_another(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.bin"
+    with pytest.raises(ZeroDivisionError), files.new_file(target) as private:
+        private.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert list(target.parent.iterdir()) == []
+    stale = target.with_name(".a.bin.tmp-0123abcd")
+    stale.write_bytes(b"of one that was killed")
+    with files.new_file(target) as private:
+        private.write_bytes(b"whole")
+        assert not target.exists() and not stale.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["a.bin"]
+    with pytest.raises(CheckpointError, match="exists"), files.new_file(target) as private:
+        private.write_bytes(b"other")
+    assert target.read_bytes() == b"whole"

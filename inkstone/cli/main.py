@@ -25,6 +25,7 @@ from inkstone.cli import (
     demo,
     doctor,
     eval,
+    export,
     generate,
     import_,
     label,
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     demo, new, compare, label, train, generate, chat, run, answer, search, serve, eval, look,
-    report, load, import_, merge, compress, recipes, doctor,
+    report, load, import_, merge, compress, export, recipes, doctor,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].rstrip("_"))(module.command)

@@ -1,1 +1,1 @@
-"""What was trained is made small: fewer bits a weight, and what is given to other programs."""
+"""Smaller models, and models for other programs."""

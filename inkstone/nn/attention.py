@@ -67,7 +67,7 @@ class View:
         """
         positions = torch.arange(n_columns, device=device)
         mask = None
-        if window is not None and window < n_columns - 1:
+        if window is not None and (_for_all_sizes() or window < n_columns - 1):
             mask = ((positions[:, None] - positions).abs() <= window)[None, None]
         if real is not None:
             positions = (real.long().cumsum(1) - 1).clamp_(min=0)
@@ -125,7 +125,7 @@ class View:
             positions = (real.long().cumsum(1) - 1).clamp_(min=0)[:, past:]
         else:
             positions = torch.arange(past, total, device=input_ids.device)
-        narrow = window is not None and window < total
+        narrow = window is not None and (_for_all_sizes() or window < total)
         if real is None and segment_ids is None and not narrow and (past == 0 or n_new == 1):
             return cls(positions, length, None, causal=n_new > 1, n_columns=total)
 
@@ -154,7 +154,7 @@ class View:
         """The same causal view, but a token sees only itself and `window` − 1 columns before it."""
         if self.layout is not None:
             return replace(self, window=window)
-        if window >= self.n_columns:
+        if not _for_all_sizes() and window >= self.n_columns:
             return self
         column = torch.arange(self.n_columns, device=self.positions.device)
         row = column[-self.positions.shape[-1] :, None]
@@ -266,6 +266,11 @@ def attend_once(
     return out if values.bias is None else out + values.bias.to(out.dtype)
 
 
+def _for_all_sizes() -> bool:
+    """Whether a graph is being made that must hold for every size and mask (torch.export)."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 def _and_itself(mask: Tensor) -> Tensor:
     """Padding still sees itself: a row that sees nothing would be a division by zero."""
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
@@ -288,7 +293,8 @@ def _real_columns(
         )
     real = attention_mask.bool()
     # On a GPU the question would make the CPU wait; there the mask is simply used.
-    return None if real.device.type == "cpu" and bool(real.all()) else real
+    ask = real.device.type == "cpu" and not _for_all_sizes()
+    return None if ask and bool(real.all()) else real
 
 
 def _restarting(segment_ids: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def stacked(x: Tensor, linears: Sequence[Linear]) -> Tensor:
     """
     if (y := linears[0].compiled(x, linears)) is not None:
         return y
-    if x.shape[:-1].numel() <= FEW_ROWS and not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and x.shape[:-1].numel() <= FEW_ROWS:
         return torch.cat([m(x) for m in linears], dim=-1)
     if _watcher is not None:
         _watcher(linears, x)

@@ -26,9 +26,10 @@ ALIGN = 8  # rows
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b: [..., d_in] → [..., d_out]. `weight` [d_out, d_in] and `bias` in the dtype of x."""
+    if torch.compiler.is_compiling():  # before any size is asked for: a graph may leave them open
+        return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
-    whole = not any(cut(x, rows, width) for width in weight.shape)
-    if whole or torch.compiler.is_compiling():
+    if not any(cut(x, rows, width) for width in weight.shape):
         return F.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x, weight, bias)
     return out

@@ -10,7 +10,7 @@ import pytest
 
 import inkstone as ink
 from inkstone import api
-from inkstone.errors import CheckpointError, UsageError
+from inkstone.errors import CheckpointError, ModelError, UsageError
 
 TEXTS = [
     f"the {a} {b} sat on the {c} and saw a {b}"
@@ -107,3 +107,10 @@ def test_the_command(poet: Path, tmp_path: Path, capsys: Any) -> None:
     assert told["to"] == "int8" and told["after"]["disk_bytes"] < told["before"]["disk_bytes"]
     assert main([*arguments]) == 1
     assert main(["compress", str(tmp_path / "nowhere"), "--to", "int8", "--out", "x"]) == 1
+
+
+def test_whole_numbers_are_not_exported(poet: Path, tmp_path: Path) -> None:
+    api.compress(poet / "run", "int8", tmp_path / "small")
+    with pytest.raises(ModelError, match="whole numbers"):
+        ink.load(tmp_path / "small").export(tmp_path / "small.gguf", "gguf")
+    assert not (tmp_path / "small.gguf").exists()
