@@ -131,6 +131,7 @@ def summary(result: dict[str, Any]) -> str:
         *files,
         "next",
         f"  inkstone chat {run}",
+        f"  inkstone serve {run}",
         f'  inkstone generate {run} "{_prompt(result)}"',
         "  inkstone train --data YOUR_FOLDER --minutes 10 --run runs/mine",
     ]
