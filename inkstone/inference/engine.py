@@ -75,8 +75,8 @@ class Engine:
                 f"{most} requests at once and {tokens_per_step} tokens a step do not fit together",
                 fix="every request takes a token of a step",
             )
-        model.eval()
-        self.model: Any = compiled_decoder.reader(model) or model
+        self.model = model.eval()
+        self._reader: Any = compiled_decoder.reader(model) or model
         self.tokenizer, self.guesser = tokenizer, guesser
         self.device = model.head_weight.device
         self.max_seq_len: int = model.config.max_seq_len
@@ -84,11 +84,11 @@ class Engine:
         if tokenizer is not None:
             self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
         longest = self.max_seq_len + 1
-        fitting = cache_bytes // max(1, self.model.token_bytes)
+        fitting = cache_bytes // max(1, self._reader.token_bytes)
         n_tokens = cache_tokens or max(longest, min(fitting, most * longest))
         self.cache: LaidOut
         self._n_pages: int
-        self.cache, self._n_pages = self.model.new_pages(most, n_tokens)
+        self.cache, self._n_pages = self._reader.new_pages(most, n_tokens)
         self.scheduler = Scheduler(self._new_pages(), tokens_per_step=tokens_per_step, most=most)
         self._running: dict[int, _Running] = {}
         self._by_request: dict[Request, _Running] = {}
@@ -202,13 +202,13 @@ class Engine:
             )
         )  # fmt: skip
         ids = [token for part in parts for token in part.ids]
-        hidden = self.model.hidden(torch.tensor([ids], device=self.device), cache=self.cache)[0]
+        hidden = self._reader.hidden(torch.tensor([ids], device=self.device), cache=self.cache)[0]
         wanted: list[int] = []
         end = 0
         for part in parts:
             end += len(part.ids)
             wanted += range(end - part.scored, end)
-        logits: Tensor = self.model.logits(
+        logits: Tensor = self._reader.logits(
             hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)]
         )
         return logits[:, : self.vocab_size]

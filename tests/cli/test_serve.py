@@ -31,21 +31,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_serves_until_it_is_told_to_stop(folder: Path) -> None:
     command = [sys.executable, "-m", "inkstone", "serve", str(folder), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = [process.stderr.readline() for _ in range(2)]
-        assert lines[0].startswith("poet: gpt2, can attend, chat, complete")
-        url = lines[1].split()[2].rstrip(";")
-        body = json.dumps({"prompt": "It was a secret", "max_tokens": 3}).encode()
-        request = urllib.request.Request(
-            f"{url}/v1/completions", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            assert json.load(response)["model"] == "poet"
-        process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-        code = process.wait(30)
+        try:
+            code, rest = _asked_and_ended(process)
+        finally:
+            process.kill()  # where anything above failed, nobody waits for it
     assert code in (0, 143) and "Traceback" not in rest
     assert "/v1/completions 200" in rest and "secret" not in rest
+
+
+def _asked_and_ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """A request, then SIGTERM: the exit code, and what was logged meanwhile."""
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(2)]
+    assert lines[0].startswith("poet: gpt2, can attend, chat, complete")
+    url = lines[1].split()[2].rstrip(";")
+    body = json.dumps({"prompt": "It was a secret", "max_tokens": 3}).encode()
+    request = urllib.request.Request(
+        f"{url}/v1/completions", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert json.load(response)["model"] == "poet"
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    return process.wait(30), rest
 
 
 def test_strangers_need_a_key(
