@@ -25,11 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from benchmarks import common
 from benchmarks.decoding import model
@@ -45,18 +46,17 @@ def prompts(n: int) -> list[str]:
     return [" ".join(words[i * WORDS : (i + 1) * WORDS]) for i in range(n)]
 
 
-async def ask(client: httpx.AsyncClient, prompt: str) -> tuple[float, int]:
+async def ask(client: aiohttp.ClientSession, prompt: str) -> tuple[float, int]:
     """Seconds to the first piece of text, and tokens of the answer."""
     body = {
         "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "stream": True,
-        "stream_options": {"include_usage": True}, "cache_prompt": False,
+        "stream_options": {"include_usage": True},
     }  # fmt: skip
-    if "inkstone" in str(client.headers.get("user-agent")):
-        del body["cache_prompt"]
     began, first, tokens = time.perf_counter(), None, 0
-    async with client.stream("POST", "/v1/completions", json=body) as response:
+    async with client.post("/v1/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
+        async for raw in response.content:
+            line = raw.decode().strip()
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             told = json.loads(line[6:])
@@ -67,13 +67,12 @@ async def ask(client: httpx.AsyncClient, prompt: str) -> tuple[float, int]:
     return first, tokens
 
 
-async def load(url: str, streams: int, name: str) -> dict[str, Any]:
+async def load(url: str, streams: int) -> dict[str, Any]:
     """All clients at once, each one request after the other."""
     texts = prompts(streams * ASKED + 1)
-    agent = {"user-agent": name}
-    async with httpx.AsyncClient(
-        base_url=url, headers=agent, timeout=600, limits=httpx.Limits(max_connections=None)
-    ) as client:
+    patience = aiohttp.ClientTimeout(total=600)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # theirs ends idle ones
+    async with aiohttp.ClientSession(url, timeout=patience, connector=connector) as client:
         await ask(client, texts[-1])
 
         async def one(mine: Sequence[str]) -> list[tuple[float, int]]:
@@ -105,8 +104,8 @@ def served(command: Sequence[str]) -> Iterator[str]:
     try:
         end = time.monotonic() + PATIENCE_S
         while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/v1/models").status_code == 200:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v1/models") as got:
+                if got.status == 200:
                     break
             if process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"{command[0]} did not start")
@@ -130,8 +129,7 @@ def main() -> None:
         for _ in range(given.rounds):
             for side, command in commands.items():
                 with served(command) as url:
-                    who = "inkstone" if side in OURS else "llama.cpp"
-                    found[side].append(asyncio.run(load(url, given.streams, who)))
+                    found[side].append(asyncio.run(load(url, given.streams)))
                 print(side, found[side][-1], file=sys.stderr, flush=True)
     rows = []
     for side, runs in found.items():
