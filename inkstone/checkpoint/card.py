@@ -15,6 +15,7 @@ def model_card(hf_config: dict[str, Any], about: dict[str, Any]) -> str:
     title = str(about.get("name") or f"A {hf_config['model_type']} language model")
     their_class = str((hf_config.get("architectures") or ["AutoModel"])[0])
     causal = their_class.endswith("ForCausalLM") or their_class.endswith("LMHeadModel")
+    whole = "quantization_config" in hf_config  # not every such folder opens elsewhere
     lines = [
         "---",
         "library_name: transformers",
@@ -31,7 +32,7 @@ def model_card(hf_config: dict[str, Any], about: dict[str, Any]) -> str:
         "import inkstone as ink",
         'print(ink.load(".").generate("Once upon a time"))' if causal else 'model = ink.load(".")',
         "",
-        *_elsewhere(hf_config["model_type"], their_class, causal),
+        *([] if whole else _elsewhere(hf_config["model_type"], their_class, causal)),
         "```",
         "",
     ]

@@ -2,8 +2,7 @@
 
 Maps and the table of words become whole numbers (`nn/quantized.py`); norms, biases and positions
 stay as they are, and so does the map onto labels, which is small and says the last word. The table
-of words, which also scores them where the head is tied, keeps 8 bits: rounding it to 4 costs more
-than all maps together.
+of words, which also scores them where the head is tied, and a head of its own keep 8 bits.
 """
 
 from __future__ import annotations
@@ -127,9 +126,8 @@ def quantize_model(
         done += sizes[name]
         if tell is not None:
             tell(done, sum(sizes.values()))
-    weights = {id(model.get_submodule(name).weight) for name in choice.bits}
-    shared = {key: None for key in weights}  # what is rounded need not be copied first
-    small = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    weights = [id(model.get_submodule(name).weight) for name in choice.bits]
+    small = copy.deepcopy(model, dict.fromkeys(weights))  # these need not be copied first
     for name, numbers in rounded.items():
         quantized_layers.put(small, name, numbers)
     return small.to(model.device).eval()

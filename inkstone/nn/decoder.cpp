@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int PAGE = L;    // tokens of a page
+constexpr int GATES = 96;   // rows whose gates are held at a time, in whole blocks
 constexpr int QUERIES = 4;  // of one text that look at its keys together
 
 struct Norm {
@@ -280,13 +281,18 @@ struct Pass {
         });
         return;
       }
-      float* gates = (float*)__builtin_alloca(sizeof(float) * WIDE * step.n);
-      apply(layer.gate, p, narrow, 0, step.n, [&](int64_t i, int64_t, V a, V b) {
-        store(gates + i * WIDE, a * sigmoid(a)), store(gates + i * WIDE + L, b * sigmoid(b));
-      });
-      apply(layer.up, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
-        wide.put(i, c, load(gates + i * WIDE) * a, load(gates + i * WIDE + L) * b);
-      });
+      float gates[GATES * WIDE];
+      for (int64_t first = 0; first < step.n; first += GATES) {
+        const int64_t some = std::min<int64_t>(GATES, step.n - first);
+        apply(layer.gate, p, narrow, first, some, [&](int64_t i, int64_t, V a, V b) {
+          float* to = gates + (i - first) * WIDE;
+          store(to, a * sigmoid(a)), store(to + L, b * sigmoid(b));
+        });
+        apply(layer.up, p, narrow, first, some, [&](int64_t i, int64_t c, V a, V b) {
+          const float* gate = gates + (i - first) * WIDE;
+          wide.put(i, c, load(gate) * a, load(gate + L) * b);
+        });
+      }
     });
   }
 

@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
 
 #include "simd.h"
 
@@ -27,6 +28,7 @@ namespace {
 
 enum Format : int64_t { FP32, BF16, INT8, INT4 };
 constexpr int WIDE = 2 * L, GROUP = 32;
+constexpr int PATIENCE = 1 << 14;  // turns of waiting, a fraction of a millisecond
 
 struct Map {
   const uint8_t* panels;
@@ -98,7 +100,8 @@ struct Room {
   }
 };
 
-// Meets all threads; they spin, since a phase takes microseconds.
+// Meets all threads; they spin, since a phase takes microseconds, and make room for others where one
+// of them has lost its core.
 class Meeting {
  public:
   void expect(int n) { n_ = n, left_.store(n); }
@@ -108,7 +111,8 @@ class Meeting {
       left_.store(n_, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
     } else {
-      while (round_.load(std::memory_order_acquire) == round) _mm_pause();
+      for (int turns = 0; round_.load(std::memory_order_acquire) == round; turns++)
+        turns < PATIENCE ? _mm_pause() : std::this_thread::yield();
     }
   }
 

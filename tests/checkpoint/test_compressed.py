@@ -49,6 +49,7 @@ def test_there_and_back(name: str, bits: int, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
     with torch.no_grad():
         assert torch.equal(small(_ids()), opened(_ids()))
+    assert "from transformers" not in (tmp_path / "README.md").read_text()
     family, _ = FAMILIES[name]
     assert about["parameters"] == family.count_parameters(small.config)
     size = (tmp_path / "model.safetensors").stat().st_size

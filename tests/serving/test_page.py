@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,14 +26,10 @@ from tests.serving.page_models import HOSTILE, LINES, TEXT, FakeRun, of_tasks, p
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 api.expect.set_options(timeout=60_000)
 expect = api.expect
-CHROMIUM = shutil.which("chromium")
 SHOTS = os.environ.get("INKSTONE_SCREENSHOTS")
 PHONE = {"width": 375, "height": 740}
 KEY = "a-key-of-the-test"
 Opener = Callable[..., Any]
-
-if CHROMIUM is None:
-    pytest.skip("chromium is not installed (apt-get install chromium)", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +54,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeRun]:
 def server(start: Start, models: dict[str, ink.LanguageModel], runs: dict[str, FakeRun]) -> Server:
     watch = (str(runs["wide"].log.path.parent.parent),)
     return start(*models.items(), watch=watch)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
