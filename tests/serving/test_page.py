@@ -283,7 +283,6 @@ def test_stop_stops(open_page: Opener, start: Start, monkeypatch: pytest.MonkeyP
     expect(page.locator(".answer .status")).to_have_text("stopped")
     settled(page)
     kept = page.locator(".answer .text").inner_text()
-    gate.release(1000)
 
     def gone() -> bool:
         with urllib.request.urlopen(own.url + "/metrics") as answer:
@@ -292,8 +291,10 @@ def test_stop_stops(open_page: Opener, start: Start, monkeypatch: pytest.MonkeyP
     for _ in range(600):
         if gone():
             break
+        gate.release()  # a step: the server need not notice sooner than it does
         page.wait_for_timeout(50)
     assert gone() and page.locator(".answer .text").inner_text() == kept
+    gate.release(1000)
     page.locator(".composer button").focus()
     say(page, "again")  # and it goes on
     settled(page)
