@@ -21,7 +21,7 @@ from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.files import read_json
 from inkstone.inference.chat import Conversation
 from inkstone.inference.config import SamplingConfig
-from inkstone.inference.embed import BATCH_SIZE, Embedder, Pooling, embed
+from inkstone.inference.embed import BATCH_TOKENS, Embedder, Pooling, embed
 from inkstone.inference.generate import Generator
 from inkstone.inference.grounding import Library
 from inkstone.inference.index import By, Index, Passage
@@ -462,13 +462,13 @@ class LanguageModel(ScoreMethods):
         return talk.reply(list(messages), SamplingConfig(**sampling))
 
     def embed(
-        self, texts: str | Sequence[str], *, batch_size: int = BATCH_SIZE
+        self, texts: str | Sequence[str], *, batch_tokens: int = BATCH_TOKENS
     ) -> npt.NDArray[np.float32]:
         """A vector for each text, pooled as the folder says (sentence-transformers' files).
 
         Args:
             texts: A text or a list of N.
-            batch_size: Texts computed together.
+            batch_tokens: Tokens computed together, at most.
 
         Returns:
             [D] for a text, [N, D] for a list.
@@ -481,7 +481,7 @@ class LanguageModel(ScoreMethods):
         several = [texts] if isinstance(texts, str) else list(texts)
         pooling = Pooling.read(self.path)
         assert self.tokenizer is not None
-        vectors = embed(self.model, self.tokenizer, several, pooling, batch_size=batch_size)
+        vectors = embed(self.model, self.tokenizer, several, pooling, batch_tokens=batch_tokens)
         result: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
         return result
 

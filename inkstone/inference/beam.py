@@ -17,6 +17,8 @@ from torch import Tensor
 
 from inkstone.config import Section
 from inkstone.errors import UsageError
+from inkstone.nn import compiled_seq2seq
+from inkstone.nn.top import top
 
 
 class BeamConfig(Section):
@@ -65,8 +67,10 @@ def search(
     """Search all rows at once.
 
     Args:
-        step: Reads the newest tokens [R·W, T] and gives the scores of the next, [R·W, V].
-        reorder: Row i of what `step` remembers becomes row `rows[i]`; rows is [R·W].
+        step: Reads the newest tokens [R·W, T] of the rows that are still searched and gives the
+            scores of the next, [R·W, V].
+        reorder: Row i of what `step` remembers becomes row `rows[i]`. The W beams of a row stay
+            together; rows that are done are left out.
         first: [R·W, T], what is read first; the W beams of a row stand together.
         config: How to search.
         end_ids: Tokens that end a text.
@@ -80,37 +84,47 @@ def search(
     running[:, 0] = 0.0  # the beams begin equal: only one of them counts
     texts: list[list[list[int]]] = [[[] for _ in range(width)] for _ in range(n_rows)]
     done: list[list[Hypothesis]] = [[] for _ in range(n_rows)]
-    closed = [False] * n_rows
+    going = list(range(n_rows))  # the rows that are still searched
     n_kept = width * (1 + max(1, len(end_ids)))  # enough that W of them do not end
-    begun = first[::width].tolist()
+    begun = first[::width].tolist() if config.no_repeat_ngram else []
     new = first
     for length in range(1, config.max_tokens + 1):
-        log_p = torch.log_softmax(step(new).float(), -1).view(n_rows, width, -1)
+        scores = step(new)
         if config.no_repeat_ngram:
-            _block(log_p, begun, texts, config.no_repeat_ngram)
-        n_words = log_p.shape[-1]
-        total = (running[..., None] + log_p).view(n_rows, -1)
-        best, places = total.topk(min(n_kept, width * n_words), dim=1)
+            scores = torch.log_softmax(scores.float(), -1)
+            by_row = scores.view(len(going), width, -1)
+            _block(by_row, [begun[row] for row in going], texts, config.no_repeat_ngram)
+            log_p, words = scores.topk(min(n_kept, scores.shape[-1]))
+        else:
+            log_p, words = top(scores, min(n_kept, scores.shape[-1]))
+        total = (running[..., None] + log_p.view(len(going), width, -1)).flatten(1)
+        best, places = total.topk(min(n_kept, total.shape[1]))
+        found = (best, places // words.shape[1], words.view(len(going), -1).gather(1, places))
+        left: list[int] = []
         parents: list[int] = []
-        for row, candidates in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
-            going: list[tuple[float, int, int]] = []
-            for rank, (score, place) in enumerate(zip(*candidates, strict=True)):
-                parent, token = divmod(place, n_words)
-                ended = token in end_ids
-                if (ended or length == config.max_tokens) and rank < width and not closed[row]:
-                    ids = [*texts[row][parent], token]
+        sums: list[list[float]] = []
+        longer: list[list[list[int]]] = []
+        for place, candidates in enumerate(zip(*(x.tolist() for x in found), strict=True)):
+            row, written = going[place], texts[place]
+            kept: list[tuple[float, int, int]] = []
+            for rank, (score, parent, word) in enumerate(zip(*candidates, strict=True)):
+                ended = word in end_ids
+                if (ended or length == config.max_tokens) and rank < width:
                     scaled = score / length**config.length_penalty
-                    _keep(done[row], Hypothesis(ids, scaled, ended), width)
-                if not ended and len(going) < width:
-                    going.append((score, parent, token))
-            going += [(float("-inf"), 0, 0)] * (width - len(going))
-            running[row] = torch.tensor([score for score, _, _ in going], device=device)
-            texts[row] = [[*texts[row][parent], token] for _, parent, token in going]
-            parents += [row * width + parent for _, parent, _ in going]
-            scaled = going[0][0] / length**config.length_penalty
-            closed[row] = closed[row] or _settled(done[row], scaled, config)
-        if all(closed) or length == config.max_tokens:
+                    _keep(done[row], Hypothesis([*written[parent], word], scaled, ended), width)
+                if not ended and len(kept) < width:
+                    kept.append((score, parent, word))
+            kept += [(float("-inf"), 0, 0)] * (width - len(kept))
+            if _settled(done[row], kept[0][0] / length**config.length_penalty, config):
+                continue
+            left.append(row)
+            parents += [place * width + parent for _, parent, _ in kept]
+            sums.append([score for score, _, _ in kept])
+            longer.append([[*written[parent], word] for _, parent, word in kept])
+        if not left or length == config.max_tokens:
             break
+        going, texts = left, longer
+        running = torch.tensor(sums, device=device)
         reorder(torch.tensor(parents, device=device))
         new = torch.tensor([text[-1:] for row in texts for text in row], device=device)
     return done
@@ -129,6 +143,12 @@ def translate(
         UsageError: The texts asked for are longer than the model's context.
     """
     _check(config, model.config.max_seq_len, 1)
+    reader = compiled_seq2seq.reader(model)
+    if reader is not None:
+        writing = reader.begin(source_ids, source_mask, config.n_beams)
+        n = len(source_ids) * config.n_beams
+        first = torch.full((n, 1), model.config.start_id)
+        return search(writing.step, writing.reorder, first, config, end_ids)
     memory = model.encode(source_ids, source_mask=source_mask)
     rows = torch.arange(len(source_ids), device=source_ids.device)
     memory = memory.reorder(rows.repeat_interleave(config.n_beams))
@@ -139,8 +159,14 @@ def translate(
         scores: Tensor = model.scores(model.hidden(new, memory, cache=cache)[:, -1:], memory)
         return scores[:, 0]
 
+    def reorder(rows: Tensor) -> None:
+        nonlocal memory, n
+        if len(rows) != n:  # beams of one text have the same memory
+            memory, n = memory.reorder(rows), len(rows)
+        cache.reorder(rows)
+
     first = torch.full((n, 1), model.config.start_id, device=source_ids.device)
-    return search(step, cache.reorder, first, config, end_ids)
+    return search(step, reorder, first, config, end_ids)
 
 
 def continue_text(

@@ -19,13 +19,14 @@ import numpy.typing as npt
 import torch
 
 from inkstone import __version__
+from inkstone.corpora.examples import in_batches
 from inkstone.device import training_dtype
 from inkstone.errors import CheckpointError, UsageError
 from inkstone.files import parse_json, read_json, sha256, write_json
 from inkstone.nn.pooling import MODES, Mode, pool
 from inkstone.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["BATCH_SIZE", "MODES", "Embedder", "Mode", "Pooling", "embed", "pool"]
+__all__ = ["BATCH_TOKENS", "MODES", "Embedder", "Mode", "Pooling", "embed", "pool"]
 
 _FLAGS: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -36,7 +37,7 @@ _FLAGS: dict[str, Mode] = {
 }
 _OTHER = "pooling_mode_weightedmean_tokens"
 _TYPE = "sentence_transformers.models."  # names of steps that every version of theirs reads
-BATCH_SIZE = 32
+BATCH_TOKENS = 2048  # padded tokens computed together
 MANY = 64  # texts for which it pays to find out how fast this machine is at bf16
 MAX_MODULES = 16
 
@@ -175,7 +176,7 @@ def embed(
     texts: Sequence[str],
     pooling: Pooling,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Vectors of texts, [N, D], in their order; texts of similar length share a batch.
@@ -185,29 +186,31 @@ def embed(
         tokenizer: Its tokenizer.
         texts: Any number of them.
         pooling: How the states of the tokens become one vector.
-        batch_size: Rows computed together.
+        batch_tokens: Tokens computed together, at most, counted with padding (which families that
+            pack their rows do not compute); a longer text goes alone.
         progress: Told after each batch how many texts are done.
 
     Raises:
-        UsageError: `batch_size` is below 1.
+        UsageError: `batch_tokens` is below 1.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}", fix="give 1 or more")
+    if batch_tokens < 1:
+        raise UsageError(f"batch_tokens is {batch_tokens}", fix="give 1 or more")
     limit = min(model.config.max_seq_len, pooling.max_tokens or model.config.max_seq_len)
     rows = _rows(tokenizer, [pooling.prompt + text for text in texts], limit, pooling.lowercase)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    lengths = np.array([[len(row)] for row in rows], np.int64).reshape(-1, 1)
     vectors = np.zeros((0, model.config.d_model), np.float32)
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        done = 0
+        for places in in_batches(lengths, batch_tokens):
             found = _batch(model, [rows[i] for i in places], tokenizer, pooling)
             if not len(vectors):  # readers of two directions give more than d_model
                 vectors = np.zeros((len(rows), found.shape[1]), np.float32)
             vectors[places] = found
+            done += len(places)
             if progress is not None:
-                progress(min(start + batch_size, len(rows)))
+                progress(done)
     finally:
         model.train(was_training)
     return vectors

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from inkstone.nn import compiled_decoder, packed
+from inkstone.nn import compiled_weights, packed
 from inkstone.nn.cache import Cache, KVCache
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.paged import PAGE_SIZE, LaidOut, PagedCache
@@ -40,7 +40,7 @@ class Network(nn.Module):
         """As torch's; a network that learns keeps no weights laid out for reading."""
         if mode:
             packed.forget(self)
-            compiled_decoder.forget(self)
+            compiled_weights.forget(self)
         return super().train(mode)
 
     def run(self, block: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from inkstone.models._seq2seq import EncoderDecoder, Memory
 from inkstone.models._weights import Weight
 from inkstone.nn.attention import View, attend, attend_packed
 from inkstone.nn.cache import MemoryCache
+from inkstone.nn.compiled_seq2seq import LayerParts, SideParts
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.norms import LayerNorm
 from inkstone.nn.packing import Packing
@@ -33,6 +35,7 @@ from inkstone.nn.positions import sinusoids
 
 KIND = "seq2seq"
 HF_MODEL_TYPES = ("inkstone_transformer", "marian")
+SideName = Literal["encoder", "decoder"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -123,6 +126,12 @@ class Layer(nn.Module):
         self.down = Linear(config.d_ff, config.d_model, bias=True)
         self.mlp_norm = LayerNorm(config.d_model)
 
+    def parts(self) -> LayerParts:
+        """The layer by its parts."""
+        a = self.attention
+        norms = (self.attention_norm, self.mlp_norm)
+        return LayerParts(norms[0], (a.q, a.k, a.v), a.o, norms[1], self.up, self.down)
+
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear maps around an activation (equation 2): [..., D] → [..., D]."""
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
@@ -156,6 +165,14 @@ class DecoderBlock(Layer):
         super().__init__(config)
         self.cross = Attention(config)
         self.cross_norm = LayerNorm(config.d_model)
+
+    def parts(self) -> LayerParts:
+        """The layer by its parts."""
+        c = self.cross
+        return replace(
+            super().parts(), cross_norm=self.cross_norm, cross_q=c.q, cross_kv=(c.k, c.v),
+            cross_o=c.o,
+        )  # fmt: skip
 
     def forward(
         self, x: Tensor, view: View, memory: Memory, cache: MemoryCache | None, layer: int
@@ -232,7 +249,7 @@ class Model(EncoderDecoder):
         packing = Packing.of(source_ids, source_mask)
         view = View.everything(packing.length, packing.real, source_ids.device)
         positions = packing.pack(view.positions.expand_as(source_ids))
-        x = self._embed(packing.pack(source_ids), positions, self.encoder)
+        x = self.embed_side("encoder", packing.pack(source_ids), positions)
         for block in self.encoder.blocks:
             x = self.run(block, x, packing, view)
         x = x if self.encoder.norm is None else self.encoder.norm(x)
@@ -253,7 +270,7 @@ class Model(EncoderDecoder):
             attention_mask=attention_mask,
             cache=cache,
         )
-        x = self._embed(input_ids, view.positions.expand_as(input_ids), self.decoder)
+        x = self.embed_side("decoder", input_ids, view.positions.expand_as(input_ids))
         for layer, block in enumerate(self.decoder.blocks):
             x = self.run(block, x, view, memory, cache, layer)
         return x if self.decoder.norm is None else self.decoder.norm(x)
@@ -263,9 +280,9 @@ class Model(EncoderDecoder):
         """[V]."""
         return self.word_bias[0] if self.logits_bias else None
 
-    def _embed(self, ids: Tensor, positions: Tensor, side: Side) -> Tensor:
-        """Words and positions (section 3.4): [...] → [..., D]."""
-        c = self.config
+    def embed_side(self, name: SideName, ids: Tensor, positions: Tensor) -> Tensor:
+        """Words and positions (section 3.4) of a side: [...] and as many or one → [..., D]."""
+        c, side = self.config, self._side(name)
         x = self.embed(ids, self.compute_dtype)
         if c.scale_embedding:
             x = x * math.sqrt(c.d_model)
@@ -275,6 +292,15 @@ class Model(EncoderDecoder):
             x = x + sinusoids(positions, c.d_model).to(x.dtype)
         x = x if side.embed_norm is None else side.embed_norm(x)
         return dropout(x, c.dropout, self.training)
+
+    def side_parts(self, name: SideName) -> SideParts:
+        """A side by its parts, for compiled code."""
+        side = self._side(name)
+        layers = tuple(block.parts() for block in side.blocks)  # type: ignore[operator]
+        return SideParts(layers, side.norm, self.config.pre_norm, self.config.activation)
+
+    def _side(self, name: SideName) -> Side:
+        return self.encoder if name == "encoder" else self.decoder
 
 
 def count_parameters(config: Config) -> int:

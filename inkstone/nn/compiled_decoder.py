@@ -10,22 +10,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inkstone.device import memory
 from inkstone.nn import native
 from inkstone.nn.attention import View
+from inkstone.nn.compiled_weights import Norm, Weights, alike, kept
 from inkstone.nn.linear import Linear
 from inkstone.nn.norms import RMSNorm
 from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
-from inkstone.nn.panels import Map, Panels, Shelf, pack
-from inkstone.nn.quantized import GROUP, Quantized, quantize
-from inkstone.nn.quantized_layers import quantized_of
+from inkstone.nn.panels import Map
+from inkstone.nn.quantized import GROUP
 from inkstone.nn.rope import Rope
 
 LANES = 16
@@ -75,14 +73,10 @@ class StackParts:
     rope: Rope | None = None
 
 
-class _Norm(ctypes.Structure):
-    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
-        ("attention_norm", _Norm), ("qkv", Map), ("q_norm", ctypes.c_void_p),
-        ("k_norm", ctypes.c_void_p), ("o", Map), ("mlp_norm", _Norm), ("gate", Map), ("up", Map),
+        ("attention_norm", Norm), ("qkv", Map), ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p), ("o", Map), ("mlp_norm", Norm), ("gate", Map), ("up", Map),
         ("down", Map), ("window", ctypes.c_int64), ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
     )  # fmt: skip
@@ -94,7 +88,7 @@ class _Stack(ctypes.Structure):
         ("n_kv_heads", ctypes.c_int64), ("head_dim", ctypes.c_int64), ("d_ff", ctypes.c_int64),
         ("rms", ctypes.c_int64), ("wide_cache", ctypes.c_int64), ("eps", ctypes.c_float),
         ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p), ("layers", ctypes.c_void_p),
-        ("norm", _Norm), ("head", Map),
+        ("norm", Norm), ("head", Map),
     )  # fmt: skip
 
 
@@ -117,53 +111,18 @@ def fits(model: Any) -> bool:
     if any(width % GROUP for width in widths) or c.head_dim % LANES:
         return False
     parts = model.parts()
-    return parts is not None and _alike(parts)
-
-
-def _alike(parts: StackParts) -> bool:
-    """Whether the maps of the layers are all of one kind; a part of a pass is laid out for all."""
-    maps = [m for p in parts.layers for m in (*p.qkv, p.o, p.up, p.down, p.gate) if m is not None]
-    return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
+    if parts is None:
+        return False
+    layers = [(*p.qkv, p.o, p.up, p.down, p.gate) for p in parts.layers]
+    return alike([m for maps in layers for m in maps if m is not None])
 
 
 def reader(model: Any) -> CompiledDecoder | None:
     """What reads for a model, kept until its weights change; None where torch does the work.
 
-    A model that learns has none, nor one whose weights, laid out anew, would take more than half of
-    the memory that is free.
+    A model that learns has none; else as `compiled_weights.kept`.
     """
-    if model.training or not fits(model):
-        return None
-    tensors = list(model.state_dict(keep_vars=True).values())
-    if any(t.is_inference() for t in tensors):  # has no version
-        return None
-    made_of = (model.compute_dtype, *((t.data_ptr(), t._version) for t in tensors))
-    kept: _Kept | None = getattr(model, KEPT, None)
-    if kept is not None and kept.made_of == made_of:
-        return kept.reader
-    if 2 * sum(t.numel() * t.element_size() for t in tensors) > memory(model.device)[1]:
-        return None
-    made = CompiledDecoder(model)
-    model.__dict__[KEPT] = _Kept(made_of, made)  # not a part of the network
-    return made
-
-
-class _Kept:
-    """A reader and what it was made of; a copy of the network has none yet."""
-
-    def __init__(self, made_of: Any = None, reader: CompiledDecoder | None = None) -> None:
-        self.made_of, self.reader = made_of, reader
-
-    def __deepcopy__(self, memo: Any) -> _Kept:
-        return _Kept()
-
-    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
-        return _Kept, ()
-
-
-def forget(model: Any) -> None:
-    """Give the memory back that reading has cost."""
-    model.__dict__.pop(KEPT, None)
+    return kept(model, CompiledDecoder) if not model.training and fits(model) else None
 
 
 class CompiledPages(LaidOut):
@@ -192,14 +151,9 @@ class CompiledDecoder:
 
     def __init__(self, model: Any, format: str | None = None) -> None:
         self.model, self.config, self.device = model, model.config, model.device
-        name = "bf16" if model.compute_dtype == torch.bfloat16 else "fp32"
-        self.format = format or name
         parts: StackParts = model.parts()
-        self.whole = self.format in BITS or quantized_of(parts.layers[0].o) is not None
-        exact = self.format == "fp32" and not self.whole
-        self.cache_dtype = torch.float32 if exact else torch.float16
-        self._shelf = Shelf()
-        self._kept: list[Any] = []  # memory that the structures point to
+        self._weights = Weights(model, format, parts.layers[0].o)
+        self.cache_dtype, self.whole = self._weights.cache_dtype, self._weights.whole
         c = model.config
         self._layers = (_Layer * c.n_layers)(*(self._layer(layer) for layer in parts.layers))
         first = parts.layers[0].attention_norm
@@ -207,10 +161,9 @@ class CompiledDecoder:
         self._stack = _Stack(
             c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff,
             int(isinstance(first, RMSNorm)), int(self.cache_dtype == torch.float32), first.eps,
-            None, None, ctypes.addressof(self._layers), self._norm(parts.norm),
-            self._maps([model.embed if model.head is None else model.head]),
+            None, None, ctypes.addressof(self._layers), self._weights.norm(parts.norm),
+            self._weights.maps([model.embed if model.head is None else model.head]),
         )  # fmt: skip
-        self._memory = torch.empty(0, dtype=torch.uint8)
         self._filled: CompiledPages | None = None
 
     @property
@@ -226,7 +179,7 @@ class CompiledDecoder:
     @property
     def weight_bytes(self) -> int:
         """Of the weights as they are laid out."""
-        return sum(k.memory.numel() for k in self._kept if isinstance(k, Panels))
+        return self._weights.n_bytes
 
     @property
     def token_bytes(self) -> int:
@@ -254,7 +207,7 @@ class CompiledDecoder:
         tables = layout.tables.contiguous()
         starts, counts = torch.tensor(layout.starts), torch.tensor(layout.counts)
         numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
-        library.decoder_read(stack, *native.arguments(*numbers, self._room(need), x))
+        library.decoder_read(stack, *native.arguments(*numbers, self._weights.room(need), x))
         return x[None]
 
     def read(self, input_ids: Tensor) -> Tensor:
@@ -273,15 +226,10 @@ class CompiledDecoder:
         assert library is not None
         hidden = hidden.contiguous()
         out = hidden.new_empty(len(hidden), self._stack.head.d_out)
-        memory = self._room(len(hidden) * self.config.d_model * 8 + 256)
+        memory = self._weights.room(len(hidden) * self.config.d_model * 8 + 256)
         numbers = (hidden, len(hidden), torch.get_num_threads(), memory, out)
         library.decoder_scores(ctypes.byref(self._stack), *native.arguments(*numbers))
         return out
-
-    def _room(self, n_bytes: int) -> Tensor:
-        if self._memory.numel() < n_bytes:
-            self._memory = torch.empty(n_bytes, dtype=torch.uint8)
-        return self._memory
 
     def _point_at(self, cache: CompiledPages, longest: int) -> None:
         """Let the layers know where keys and values are, and the angles of all positions."""
@@ -294,35 +242,10 @@ class CompiledDecoder:
             self._stack.cos, self._stack.sin = self._rope.cos.data_ptr(), self._rope.sin.data_ptr()
 
     def _layer(self, layer: LayerParts) -> _Layer:
-        norms = layer.qk_norms or (None, None)
+        w, norms = self._weights, layer.qk_norms or (None, None)
         return _Layer(
-            self._norm(layer.attention_norm), self._maps(layer.qkv),
-            *(None if n is None else self._norm(n).weight for n in norms),
-            self._maps([layer.o]), self._norm(layer.mlp_norm),
-            Map() if layer.gate is None else self._maps([layer.gate]), self._maps([layer.up]),
-            self._maps([layer.down]), layer.window or 0, None, None,
+            w.norm(layer.attention_norm), w.maps(layer.qkv),
+            *(None if n is None else w.norm(n).weight for n in norms), w.maps([layer.o]),
+            w.norm(layer.mlp_norm), Map() if layer.gate is None else w.maps([layer.gate]),
+            w.maps([layer.up]), w.maps([layer.down]), layer.window or 0, None, None,
         )  # fmt: skip
-
-    def _norm(self, norm: Any) -> _Norm:
-        bias = getattr(norm, "bias", None)
-        return _Norm(self._numbers(norm.weight), None if bias is None else self._numbers(bias))
-
-    def _numbers(self, x: Tensor) -> int:
-        kept = x.detach().float().contiguous().clone()
-        self._kept.append(kept)
-        return kept.data_ptr()
-
-    def _maps(self, modules: Sequence[Any]) -> Map:
-        """Maps of one input, or a table of words, below each other."""
-        biases = [m.bias.detach().float() for m in modules if getattr(m, "bias", None) is not None]
-        whole = [q for q in map(quantized_of, modules) if q is not None]
-        if whole:
-            weight: Tensor | Quantized = Quantized.below_each_other(whole)
-        else:
-            weight = torch.cat([m.weight.detach() for m in modules])
-            if self.format in BITS:
-                weight = quantize(weight, BITS[self.format])
-        dtype = torch.float32 if self.format == "fp32" else torch.bfloat16
-        panels = self._shelf.put(pack(weight, torch.cat(biases) if biases else None, dtype))
-        self._kept.append(panels)
-        return panels.map

@@ -5,21 +5,12 @@
 // The threads stay together for the whole pass and meet between its phases. A sum is made in one
 // order whatever else is in the pass, so that a text's numbers do not depend on the others.
 
-#include <cmath>
-#include <limits>
-
-#include "panels.h"
+#include "reading.h"
 
 #if PANELS
 namespace {
 
-constexpr int PAGE = L;    // tokens of a page
-constexpr int GATES = 96;   // rows whose gates are held at a time, in whole blocks
-constexpr int QUERIES = 4;  // of one text that look at its keys together
-
-struct Norm {
-  const float *weight, *bias;  // bias: layer norm only
-};
+constexpr int GATES = 96;  // rows whose gates are held at a time, in whole blocks
 
 struct Layer {
   Norm attention_norm;
@@ -50,131 +41,6 @@ struct Step {
   float* x;  // [n, d_model]: embeddings, then hidden states
 };
 
-INLINE V cached(const float* p) { return load(p); }
-INLINE V cached(const uint16_t* p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-INLINE void keep(float* p, float x) { *p = x; }
-INLINE void keep(uint16_t* p, float x) {
-  *p = (uint16_t)_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT), 0);
-}
-INLINE float sum(V x) { return _mm512_reduce_add_ps((__m512)x); }
-
-// A row of d numbers, normed.
-struct Normed {
-  const float* x;
-  const Norm& norm;
-  float mean, by;
-
-  Normed(const float* x, int64_t d, const Norm& norm, bool rms, float eps) : x(x), norm(norm), mean(0) {
-    V a = {}, b = {};
-    if (!rms) {
-      for (int64_t k = 0; k < d; k += L) a += load(x + k);
-      mean = sum(a) / d;
-    }
-    for (int64_t k = 0; k < d; k += L) {
-      const V z = load(x + k) - mean;
-      b += z * z;
-    }
-    by = 1 / std::sqrt(sum(b) / d + eps);
-  }
-  INLINE V operator()(int64_t k) const {
-    const V y = (load(x + k) - mean) * by * load(norm.weight + k);
-    return norm.bias ? y + load(norm.bias + k) : y;
-  }
-};
-
-// R queries of one text, of the heads that share keys with kv heads `from` to `to`. Pages are gone
-// through in the order of memory. scores: room for every one of these heads and queries.
-template <class C, int R>
-struct Attention {
-  const Stack& s;
-  const Layer& layer;
-  const float* q;  // [R, ·], scaled, rows `stride` apart
-  int64_t stride;
-  const int64_t* table;
-  int64_t position;  // of the first query
-  int64_t from, to;
-  float* scores;
-  int64_t room;
-  float* out;  // [R, n_heads * head_dim]
-
-  void operator()() const {
-    const int64_t e = s.head_dim, shared = s.n_heads / s.n_kv_heads, width = s.n_heads * e;
-    const int64_t window = layer.window, lowest = window ? std::max<int64_t>(0, position - window + 1) : 0;
-    const int64_t first = lowest / PAGE, end = position + R, pages = (end + PAGE - 1) / PAGE;
-    for (int64_t p = first; p < pages; p++)
-      for (int64_t g = from; g < to; g++) {
-        const C* keys = (const C*)layer.keys + (table[p] * s.n_kv_heads + g) * e * PAGE;
-        for (int64_t h = 0; h < shared; h++)
-          score(keys, q + (g * shared + h) * e, p, scores + ((g - from) * shared + h) * R * room + (p - first) * PAGE);
-      }
-    for (int64_t row = 0; row < (to - from) * shared * R; row++) softmax(scores + row * room, (pages - first) * PAGE);
-    for (int r = 0; r < R; r++) std::memset(out + r * width + from * shared * e, 0, (to - from) * shared * e * sizeof(float));
-    for (int64_t p = first; p < pages; p++)
-      for (int64_t g = from; g < to; g++) {
-        const C* values = (const C*)layer.values + (table[p] * s.n_kv_heads + g) * PAGE * e;
-        for (int64_t h = 0; h < shared; h++) {
-          const float* weights = scores + ((g - from) * shared + h) * R * room + (p - first) * PAGE;
-          float* to = out + (g * shared + h) * e;
-          const int64_t here = std::min<int64_t>(PAGE, end - p * PAGE);
-          int64_t i = 0;
-          for (; i + 4 * L <= e; i += 4 * L) mix<4>(values + i, weights, here, to + i, width);
-          for (; i < e; i += L) mix<1>(values + i, weights, here, to + i, width);
-        }
-      }
-  }
-
-  // Four sums of every query, each of every fourth number, so that none waits for the one before.
-  INLINE void score(const C* keys, const float* query, int64_t p, float* to) const {
-    V parts[R][4] = {};
-    for (int64_t i = 0; i < s.head_dim; i += 4)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) {
-        const V column = cached(keys + (i + j) * PAGE);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) parts[r][j] += query[r * stride + i + j] * column;
-      }
-    const V lane = (V)_mm512_cvtepi32_ps(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int r = 0; r < R; r++) {
-      const float here = float(position + r - p * PAGE);  // lanes up to here are seen
-      __mmask16 seen = _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here), _CMP_LE_OQ);
-      if (layer.window) seen &= _mm512_cmp_ps_mask((__m512)lane, _mm512_set1_ps(here - layer.window), _CMP_GT_OQ);
-      const V found = (parts[r][0] + parts[r][1]) + (parts[r][2] + parts[r][3]);
-      store(to + r * room, (V)_mm512_mask_blend_ps(seen, never, (__m512)found));
-    }
-  }
-
-  static INLINE void softmax(float* row, int64_t n) {
-    V top = load(row), total = {};
-    for (int64_t t = L; t < n; t += L) top = (V)_mm512_max_ps((__m512)top, (__m512)load(row + t));
-    const float highest = _mm512_reduce_max_ps((__m512)top);
-    for (int64_t t = 0; t < n; t += L) {
-      const V weight = exp_of(load(row + t) - highest);
-      store(row + t, weight);
-      total += weight;
-    }
-    const float by = 1 / sum(total);
-    for (int64_t t = 0; t < n; t += L) store(row + t, load(row + t) * by);
-  }
-
-  // N vectors of the first `n` values of a page, added by weight.
-  template <int N>
-  INLINE void mix(const C* values, const float* weights, int64_t n, float* to, int64_t width) const {
-    V mixed[R][N];
-    for (int r = 0; r < R; r++)
-      for (int j = 0; j < N; j++) mixed[r][j] = load(to + r * width + j * L);
-    for (int64_t t = 0; t < n; t++, values += s.head_dim)
-#pragma GCC unroll 4
-      for (int j = 0; j < N; j++) {
-        const V value = cached(values + j * L);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) mixed[r][j] += weights[r * room + t] * value;
-      }
-    for (int r = 0; r < R; r++)
-      for (int j = 0; j < N; j++) store(to + r * width + j * L, mixed[r][j]);
-  }
-};
-
 struct Pass {
   const Stack& s;
   const Step& step;
@@ -198,6 +64,11 @@ struct Pass {
     });
   }
 
+  template <class C>
+  Pages<C> pages(const Layer& layer) const {
+    return {(C*)layer.keys, (C*)layer.values, s.n_kv_heads, s.head_dim, s.head_dim};
+  }
+
   // Queries and keys are turned to their positions, keys and values go to their pages.
   template <class C>
   void file(const Layer& layer, int me, int of) const {
@@ -208,7 +79,7 @@ struct Pass {
       run(step.counts[text], me, of, [&](int64_t i) {
         float* const from = qkv + (row + i) * width;
         const int64_t position = step.starts[text] + i, slot = position % PAGE;
-        const int64_t page = table[position / PAGE] * s.n_kv_heads;
+        const int64_t page = table[position / PAGE];
         for (int64_t h = 0; h < heads; h++) {
           float* x = from + h * e;
           const bool is_key = h >= s.n_heads;
@@ -224,17 +95,12 @@ struct Pass {
               x[k] = a * c - b * d, x[k + e / 2] = b * c + a * d;
             }
           if (is_key) {
-            C* to = (C*)layer.keys + (page + h - s.n_heads) * e * PAGE + slot;
-            for (int64_t k = 0; k < e; k++) keep(to + k * PAGE, x[k]);
+            pages<C>(layer).file_key(page, slot, h - s.n_heads, x);
           } else {
             for (int64_t k = 0; k < e; k++) x[k] *= scale;
           }
         }
-        for (int64_t h = 0; h < s.n_kv_heads; h++) {
-          const float* x = from + (heads + h) * e;
-          C* to = (C*)layer.values + ((page + h) * PAGE + slot) * e;
-          for (int64_t k = 0; k < e; k++) keep(to + k, x[k]);
-        }
+        for (int64_t h = 0; h < s.n_kv_heads; h++) pages<C>(layer).file_value(page, slot, h, from + (heads + h) * e);
       });
     }
   }
@@ -242,8 +108,8 @@ struct Pass {
   template <class C, int R>
   void look(const Layer& layer, int64_t text, int64_t row, int64_t i, int64_t from, int64_t to, float* own) const {
     const int64_t wide = s.n_heads * s.head_dim;
-    Attention<C, R>{s, layer, qkv + (row + i) * width, width, step.tables + text * step.width, step.starts[text] + i,
-                    from, to, own, room, mixed + (row + i) * wide}();
+    Attention<C, R>{pages<C>(layer), s.n_heads / s.n_kv_heads, layer.window, true, qkv + (row + i) * width, width,
+                    step.tables + text * step.width, step.starts[text] + i, from, to, own, room, mixed + (row + i) * wide}();
   }
 
   // A token that comes alone is shared out by heads, which lie side by side; of a run of tokens, a few
@@ -263,12 +129,9 @@ struct Pass {
       for (int64_t h = 0; h < s.n_kv_heads; h++)
         for (int64_t i = 0; i < n; i += QUERIES) {
           if (turn++ % of != me) continue;
-          switch (std::min<int64_t>(QUERIES, n - i)) {
-            case 4: look<C, 4>(layer, text, row, i, h, h + 1, own); break;
-            case 3: look<C, 3>(layer, text, row, i, h, h + 1, own); break;
-            case 2: look<C, 2>(layer, text, row, i, h, h + 1, own); break;
-            default: look<C, 1>(layer, text, row, i, h, h + 1, own);
-          }
+          by_queries(std::min<int64_t>(QUERIES, n - i), [&](auto some) {
+            look<C, some.value>(layer, text, row, i, h, h + 1, own);
+          });
         }
     }
   }

@@ -74,12 +74,12 @@ def test_similar_sentences_rank_the_same(minilm: tuple[ink.LanguageModel, Any]) 
 
 def test_a_batch_changes_nothing(minilm: tuple[ink.LanguageModel, Any]) -> None:
     ours, _ = minilm
-    together = ours.embed(ODD, batch_size=64)
-    np.testing.assert_allclose(ours.embed(ODD, batch_size=1), together, atol=1e-5)
+    together = ours.embed(ODD, batch_tokens=8192)
+    np.testing.assert_allclose(ours.embed(ODD, batch_tokens=1), together, atol=1e-5)
     np.testing.assert_allclose(ours.embed(ODD[4]), together[4], atol=1e-5)
     assert ours.embed(ODD[4]).shape == (384,) and ours.embed([]).shape == (0, 384)
-    with pytest.raises(UsageError, match="batch_size"):
-        ours.embed(["x"], batch_size=0)
+    with pytest.raises(UsageError, match="batch_tokens"):
+        ours.embed(["x"], batch_tokens=0)
     with pytest.raises(ModelError, match="does not continue text"):
         ours.generate("x")
 

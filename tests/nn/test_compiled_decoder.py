@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inkstone.models import gpt2, gpt3, llama, mixtral
-from inkstone.nn import compiled_decoder
+from inkstone.nn import compiled_decoder, compiled_weights
 from inkstone.nn.compiled_decoder import CompiledDecoder
 from inkstone.nn.paged import Layout
 from inkstone.nn.quantized import quantize
@@ -86,8 +86,8 @@ def test_scores_are_those_of_torch(model: Any, format_: str) -> None:
     reader = CompiledDecoder(model, format_)
     twin = type(model)(model.config).eval()
     state, head = dict(model.state_dict()), model.head_weight
-    if format_ in compiled_decoder.BITS:
-        bits = compiled_decoder.BITS[format_]
+    if format_ in compiled_weights.BITS:
+        bits = compiled_weights.BITS[format_]
         for name, weight in state.items():
             if name.startswith("blocks.") and weight.ndim == 2:
                 state[name] = quantize(weight, bits).dequantize()
