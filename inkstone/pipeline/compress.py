@@ -19,7 +19,7 @@ from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.evaluation.scores import Score
 from inkstone.files import atomic_folder
 from inkstone.inference.config import SamplingConfig
-from inkstone.nn import compiled_decoder
+from inkstone.nn import compiled_decoder, compiled_seq2seq
 from inkstone.pipeline.observer import Observer
 from inkstone.text.config import TextConfig
 from inkstone.text.readers import read
@@ -208,7 +208,7 @@ def _facts(model: Any, evaluate: str | Path | None, observer: Observer, stage: s
 def _bytes(network: torch.nn.Module) -> int:
     """Weights as they are held: those of the network, and those laid out to be read."""
     own = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    reader = compiled_decoder.reader(network)
+    reader = compiled_decoder.reader(network) or compiled_seq2seq.reader(network)
     return own + (0 if reader is None else reader.weight_bytes)
 
 
