@@ -82,52 +82,85 @@ def search(
     n_rows, device = len(first) // width, first.device
     running = torch.full((n_rows, width), float("-inf"), device=device)
     running[:, 0] = 0.0  # the beams begin equal: only one of them counts
-    texts: list[list[list[int]]] = [[[] for _ in range(width)] for _ in range(n_rows)]
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
     done: list[list[Hypothesis]] = [[] for _ in range(n_rows)]
     going = list(range(n_rows))  # the rows that are still searched
+    written = _Written(first)
     n_kept = width * (1 + max(1, len(end_ids)))  # enough that W of them do not end
-    begun = first[::width].tolist() if config.no_repeat_ngram else []
     new = first
     for length in range(1, config.max_tokens + 1):
-        scores = step(new)
-        if config.no_repeat_ngram:
-            scores = torch.log_softmax(scores.float(), -1)
-            by_row = scores.view(len(going), width, -1)
-            _block(by_row, [begun[row] for row in going], texts, config.no_repeat_ngram)
-            log_p, words = scores.topk(min(n_kept, scores.shape[-1]))
-        else:
-            log_p, words = top(scores, min(n_kept, scores.shape[-1]))
+        log_p, words = _best(step(new), n_kept, written, config.no_repeat_ngram)
         total = (running[..., None] + log_p.view(len(going), width, -1)).flatten(1)
-        best, places = total.topk(min(n_kept, total.shape[1]))
-        found = (best, places // words.shape[1], words.view(len(going), -1).gather(1, places))
-        left: list[int] = []
-        parents: list[int] = []
-        sums: list[list[float]] = []
-        longer: list[list[list[int]]] = []
-        for place, candidates in enumerate(zip(*(x.tolist() for x in found), strict=True)):
-            row, written = going[place], texts[place]
-            kept: list[tuple[float, int, int]] = []
-            for rank, (score, parent, word) in enumerate(zip(*candidates, strict=True)):
-                ended = word in end_ids
-                if (ended or length == config.max_tokens) and rank < width:
-                    scaled = score / length**config.length_penalty
-                    _keep(done[row], Hypothesis([*written[parent], word], scaled, ended), width)
-                if not ended and len(kept) < width:
-                    kept.append((score, parent, word))
-            kept += [(float("-inf"), 0, 0)] * (width - len(kept))
-            if _settled(done[row], kept[0][0] / length**config.length_penalty, config):
-                continue
-            left.append(row)
-            parents += [place * width + parent for _, parent, _ in kept]
-            sums.append([score for score, _, _ in kept])
-            longer.append([[*written[parent], word] for _, parent, word in kept])
-        if not left or length == config.max_tokens:
+        sums, places = total.topk(min(n_kept, total.shape[1]))
+        parents = places // words.shape[1]
+        words = words.view(len(going), -1).gather(1, places)
+        ended = torch.isin(words, ends)
+        order = ended.byte().argsort(dim=1, stable=True)[:, :width]  # the best that go on
+        lost = ended.gather(1, order)  # fewer than W of them
+        running = sums.gather(1, order).masked_fill_(lost, float("-inf"))
+        last, scale = length == config.max_tokens, length**config.length_penalty
+        complete = ended[:, :width] | last
+        tops = (running[:, 0] / scale).tolist()
+        for row, rank in complete.nonzero().tolist():
+            parent, word = int(parents[row, rank]), int(words[row, rank])
+            ids = [*written.ids(row * width + parent), word]
+            score = float(sums[row, rank]) / scale
+            _keep(done[going[row]], Hypothesis(ids, score, word in end_ids), width)
+        left = [i for i, row in enumerate(going) if not _settled(done[row], tops[i], config)]
+        if not left or last:
             break
-        going, texts = left, longer
-        running = torch.tensor(sums, device=device)
-        reorder(torch.tensor(parents, device=device))
-        new = torch.tensor([text[-1:] for row in texts for text in row], device=device)
+        parents = parents.gather(1, order).masked_fill_(lost, 0)
+        words = words.gather(1, order).masked_fill_(lost, 0)
+        parents += torch.arange(len(going), device=device)[:, None] * width
+        if len(left) < len(going):
+            going = [going[i] for i in left]
+            kept = torch.tensor(left, device=device)
+            parents, words, running = parents[kept], words[kept], running[kept]
+        new, rows = words.view(-1, 1), parents.flatten()
+        written.add(rows, new)
+        reorder(rows)
     return done
+
+
+class _Written:
+    """What every running beam has written: a word a step, and which beam it went on from."""
+
+    def __init__(self, first: Tensor) -> None:
+        self._first = first
+        self._begun = torch.arange(len(first), device=first.device)  # which row of `first`
+        self._steps: list[tuple[list[int], list[int]]] = []
+
+    def add(self, rows: Tensor, words: Tensor) -> None:
+        """Beam i goes on from what was beam `rows[i]` with `words[i]`."""
+        self._begun = self._begun[rows]
+        self._steps.append((rows.tolist(), words.flatten().tolist()))
+
+    def ids(self, beam: int) -> list[int]:
+        """What a beam has written."""
+        ids = []
+        for rows, words in reversed(self._steps):
+            ids.append(words[beam])
+            beam = rows[beam]
+        return ids[::-1]
+
+    def all(self) -> list[list[int]]:
+        """What every beam has read and written."""
+        begun = self._first[self._begun].tolist()
+        return [first + self.ids(beam) for beam, first in enumerate(begun)]
+
+
+def _best(scores: Tensor, k: int, written: _Written, no_repeat: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the k best words of each beam, and which they are."""
+    k = min(k, scores.shape[-1])
+    if not no_repeat:
+        return top(scores, k)
+    log_p = torch.log_softmax(scores.float(), -1)
+    for beam, ids in enumerate(written.all()):
+        start = len(ids) - no_repeat + 1  # of the run that the next token ends
+        runs = [ids[i : i + no_repeat] for i in range(start)]
+        log_p[beam, [run[-1] for run in runs if run[:-1] == ids[start:]]] = float("-inf")
+    values, words = log_p.topk(k)
+    return values, words
 
 
 def translate(
@@ -145,7 +178,7 @@ def translate(
     _check(config, model.config.max_seq_len, 1)
     reader = compiled_seq2seq.reader(model)
     if reader is not None:
-        writing = reader.begin(source_ids, source_mask, config.n_beams)
+        writing = reader.begin(source_ids, source_mask, config.n_beams, config.max_tokens)
         n = len(source_ids) * config.n_beams
         first = torch.full((n, 1), model.config.start_id)
         return search(writing.step, writing.reorder, first, config, end_ids)
@@ -203,16 +236,6 @@ def _check(config: BeamConfig, max_seq_len: int, taken: int) -> None:
             f"of which {taken} are taken",
             fix=f"max_tokens may be at most {max(0, max_seq_len + 1 - taken)}",
         )
-
-
-def _block(log_p: Tensor, begun: list[list[int]], texts: list[list[list[int]]], n: int) -> None:
-    """Take all probability from tokens that would end a run of n tokens that is there already."""
-    for row, beams in enumerate(texts):
-        for beam, written in enumerate(beams):
-            ids = begun[row] + written
-            start = len(ids) - n + 1  # of the run that the next token ends
-            seen = [ids[i + n - 1] for i in range(start) if ids[i : i + n - 1] == ids[start:]]
-            log_p[row, beam, seen] = float("-inf")
 
 
 def _keep(done: list[Hypothesis], new: Hypothesis, width: int) -> None:

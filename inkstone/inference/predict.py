@@ -24,7 +24,7 @@ from inkstone.tasks._codec import Codec
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 EXAMPLES_AT_ONCE = 1024  # held in memory, sorted by length
-TOKENS_AT_ONCE = 8192  # of one forward pass
+TOKENS_AT_ONCE = 4096  # of one forward pass
 LONGER, EXTRA = 2, 16  # a text that is written has at most LONGER · source + EXTRA tokens
 PLAIN = "language_modeling"
 FITTED = frozenset({"linear", "markov"})  # kinds of model that read text, not ids

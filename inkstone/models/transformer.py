@@ -248,8 +248,8 @@ class Model(EncoderDecoder):
         self.check_length(source_ids)
         packing = Packing.of(source_ids, source_mask)
         view = View.everything(packing.length, packing.real, source_ids.device)
-        positions = packing.pack(view.positions.expand_as(source_ids))
-        x = self.embed_side("encoder", packing.pack(source_ids), positions)
+        places = self.places("encoder", packing.pack(view.positions.expand_as(source_ids)))
+        x = self.embed_side("encoder", packing.pack(source_ids), places)
         for block in self.encoder.blocks:
             x = self.run(block, x, packing, view)
         x = x if self.encoder.norm is None else self.encoder.norm(x)
@@ -270,7 +270,8 @@ class Model(EncoderDecoder):
             attention_mask=attention_mask,
             cache=cache,
         )
-        x = self.embed_side("decoder", input_ids, view.positions.expand_as(input_ids))
+        places = self.places("decoder", view.positions.expand_as(input_ids))
+        x = self.embed_side("decoder", input_ids, places)
         for layer, block in enumerate(self.decoder.blocks):
             x = self.run(block, x, view, memory, cache, layer)
         return x if self.decoder.norm is None else self.decoder.norm(x)
@@ -280,18 +281,20 @@ class Model(EncoderDecoder):
         """[V]."""
         return self.word_bias[0] if self.logits_bias else None
 
-    def embed_side(self, name: SideName, ids: Tensor, positions: Tensor) -> Tensor:
-        """Words and positions (section 3.4) of a side: [...] and as many or one → [..., D]."""
-        c, side = self.config, self._side(name)
-        x = self.embed(ids, self.compute_dtype)
-        if c.scale_embedding:
-            x = x * math.sqrt(c.d_model)
+    def places(self, name: SideName, positions: Tensor) -> Tensor:
+        """What a side adds to words at positions (section 3.5): [...] → [..., D]."""
+        side, dtype = self._side(name), self.compute_dtype
         if side.position is not None:
-            x = x + side.position(positions + self.first_position, self.compute_dtype)
-        else:
-            x = x + sinusoids(positions, c.d_model).to(x.dtype)
-        x = x if side.embed_norm is None else side.embed_norm(x)
-        return dropout(x, c.dropout, self.training)
+            return side.position(positions + self.first_position, dtype)
+        return sinusoids(positions, self.config.d_model).to(dtype)
+
+    def embed_side(self, name: SideName, ids: Tensor, places: Tensor) -> Tensor:
+        """Words at their places (section 3.4): [...] and [..., D] or what spreads to it → the
+        same."""
+        c, norm = self.config, self._side(name).embed_norm
+        x = self.embed(ids, self.compute_dtype)
+        x = (x * math.sqrt(c.d_model) if c.scale_embedding else x) + places
+        return dropout(x if norm is None else norm(x), c.dropout, self.training)
 
     def side_parts(self, name: SideName) -> SideParts:
         """A side by its parts, for compiled code."""

@@ -200,14 +200,14 @@ class CompiledDecoder:
         longest = max(layout.lengths)
         view = View.of(input_ids, max_seq_len=self.config.max_seq_len, cache=cache)
         x = self.model.embed_tokens(input_ids, view, cache)[0].float().contiguous()
-        self._point_at(cache, longest)
-        threads = torch.get_num_threads()
-        stack = ctypes.byref(self._stack)
-        need = library.decoder_room(stack, *native.arguments(len(x), longest, threads))
+        stack, threads = ctypes.byref(self._stack), torch.get_num_threads()
         tables = layout.tables.contiguous()
         starts, counts = torch.tensor(layout.starts), torch.tensor(layout.counts)
         numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
-        library.decoder_read(stack, *native.arguments(*numbers, self._weights.room(need), x))
+        with self._weights.lock:
+            self._point_at(cache, longest)
+            need = library.decoder_room(stack, *native.arguments(len(x), longest, threads))
+            library.decoder_read(stack, *native.arguments(*numbers, self._weights.room(need), x))
         return x[None]
 
     def read(self, input_ids: Tensor) -> Tensor:
@@ -226,9 +226,10 @@ class CompiledDecoder:
         assert library is not None
         hidden = hidden.contiguous()
         out = hidden.new_empty(len(hidden), self._stack.head.d_out)
-        memory = self._weights.room(len(hidden) * self.config.d_model * 8 + 256)
-        numbers = (hidden, len(hidden), torch.get_num_threads(), memory, out)
-        library.decoder_scores(ctypes.byref(self._stack), *native.arguments(*numbers))
+        with self._weights.lock:
+            memory = self._weights.room(len(hidden) * self.config.d_model * 8 + 256)
+            numbers = (hidden, len(hidden), torch.get_num_threads(), memory, out)
+            library.decoder_scores(ctypes.byref(self._stack), *native.arguments(*numbers))
         return out
 
     def _point_at(self, cache: CompiledPages, longest: int) -> None:

@@ -4,7 +4,7 @@ As `compiled_decoder.py` for causal models. Many texts are written side by side,
 beams. Keys and values of what is written live in pages. Every beam has pages of its own, two for
 every sixteen tokens: a beam that goes on from another one shares that one's full pages, which
 nobody writes into any more, and copies the page that is being filled into the one of its two that
-it does not fill.
+it does not fill. Memory for pages is taken once and used by one batch after the other.
 Shapes: B texts, W beams, R = B · W rows, S source time, N source tokens without padding, D d_model.
 """
 
@@ -142,14 +142,26 @@ class CompiledSeq2Seq:
         self.weights = Weights(model, format, encoder.layers[0].o)
         self._encoder, self._decoder = _Side(self, encoder), _Side(self, decoder)
         self.head = self.weights.panels([model.embed], model.head_bias)
+        self.spare: list[list[Tensor]] = []  # memory that no batch uses
 
     @property
     def weight_bytes(self) -> int:
         """Of the weights as they are laid out."""
         return self.weights.n_bytes
 
-    def begin(self, source_ids: Tensor, mask: Tensor | None, n_beams: int) -> Writing:
-        """Read sources [B, S], mask [B, S] True (or 1) at tokens, to write in W beams each."""
+    def begin(self, source_ids: Tensor, mask: Tensor | None, n_beams: int, most: int) -> Writing:
+        """Read sources, to write texts.
+
+        Args:
+            source_ids: [B, S].
+            mask: [B, S], True (or 1) at tokens; None: all are.
+            n_beams: W, beams of a text.
+            most: Tokens of a text.
+
+        Raises:
+            ModelError: A source is longer than the model's context.
+        """
+        self.model.check_length(source_ids)
         if mask is None:
             lengths = [source_ids.shape[1]] * len(source_ids)
             ids, positions = source_ids.flatten(), torch.arange(lengths[0]).repeat(len(lengths))
@@ -158,12 +170,14 @@ class CompiledSeq2Seq:
             lengths = real.sum(1).tolist()
             ids, positions = source_ids[real], (real.cumsum(1) - 1)[real]
         tables, n_pages = _pages_of(lengths)
-        x = self.model.embed_side("encoder", ids, positions).float().contiguous()
-        self._encoder.hold(_Pages(self, 1, n_pages))
-        self._encoder.read(x, [0] * len(lengths), lengths, tables, max(lengths))
-        memory = _Pages(self, self.model.config.n_decoder_layers, n_pages)
-        self._decoder.remember(x, lengths, tables, memory)
-        return Writing(self, self._decoder, torch.tensor(lengths), tables, memory, n_beams)
+        places = self.model.places("encoder", positions)
+        x = self.model.embed_side("encoder", ids, places).float().contiguous()
+        n_layers, n_lanes = self.model.config.n_decoder_layers, len(lengths) * n_beams
+        held = _Pages(self, n_layers, n_pages, 2 * -(-most // PAGE_SIZE) * n_lanes)
+        self._encoder.read(held, x, [0] * len(lengths), lengths, tables, max(lengths))
+        self._decoder.remember(held, x, lengths, tables)
+        places = self.model.places("decoder", torch.arange(most))
+        return Writing(self, self._decoder, torch.tensor(lengths), tables, held, places, n_beams)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Of every word: [R, D] → [R, V] fp32."""
@@ -178,21 +192,22 @@ class Writing:
         side: The decoder.
         lengths: [B], tokens of the memories.
         tables: [B, ·], their pages.
-        memory: What is in them.
+        pages: Of the memories, filled, and of what is written.
+        places: [·, D], what the positions to come add to words.
         n_beams: W.
     """
 
     def __init__(
-        self, reader: CompiledSeq2Seq, side: _Side, lengths: Tensor, tables: Tensor, memory: _Pages,
-        n_beams: int,
+        self, reader: CompiledSeq2Seq, side: _Side, lengths: Tensor, tables: Tensor, pages: _Pages,
+        places: Tensor, n_beams: int,
     ) -> None:  # fmt: skip
         self._reader, self._side, self._width = reader, side, n_beams
-        self._lengths, self._memory_tables, self._memory = lengths, tables, memory
+        self._lengths, self._memory_tables, self._pages = lengths, tables, pages
+        self._places = places
         self._n_lanes = len(lengths) * n_beams
         self._lanes = torch.arange(self._n_lanes)  # [R]: whose pages a row writes into
         self._second = torch.zeros(self._n_lanes, dtype=torch.long)  # which one of its two it fills
         self._tables = torch.zeros(self._n_lanes, 0, dtype=torch.long)
-        self._pages = _Pages(reader, reader.model.config.n_decoder_layers, 0)
         self._copies = torch.zeros(2, 0, dtype=torch.long)
         self._position = 0
 
@@ -201,16 +216,15 @@ class Writing:
         position, model = self._position, self._reader.model
         page = position // PAGE_SIZE
         if page == self._tables.shape[1]:
-            self._pages = self._pages.grown(2 * (page + 1) * self._n_lanes)
             own = self._own(self._lanes)
             self._tables = torch.cat((self._tables, own[:, None]), 1)
         ids = new[:, 0]
-        x = model.embed_side("decoder", ids, torch.tensor([position])).float().contiguous()
-        self._side.hold(self._pages, self._memory)
+        x = model.embed_side("decoder", ids, self._places[position]).float().contiguous()
         beams = (self._width, self._memory_tables.shape[1], self._lengths, self._memory_tables)
         longest = max(position + 1, int(self._lengths.max()))
         n = len(ids)
-        self._side.read(x, [position] * n, [1] * n, self._tables, longest, beams, self._copies)
+        rows = ([position] * n, [1] * n, self._tables, longest)
+        self._side.read(self._pages, x, *rows, beams, self._copies)
         self._copies = self._copies[:, :0]
         self._position += 1
         return self._reader.scores(x)
@@ -218,18 +232,25 @@ class Writing:
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was; rows of one text stay together, texts may go."""
         width = self._width
-        lanes = self._lanes[rows]
-        own = lanes // width * width + torch.arange(len(rows)) % width
-        self._tables = self._tables[rows]
         texts = rows[::width] // width
         self._lengths, self._memory_tables = self._lengths[texts], self._memory_tables[texts]
-        if self._position % PAGE_SIZE:
-            moved = (own != lanes).nonzero()[:, 0]
-            self._second[own[moved]] ^= 1
-            to = self._own(own[moved])
-            self._copies = torch.stack((self._tables[moved, -1], to))
-            self._tables[moved, -1] = to
-        self._lanes = own
+        self._tables = self._tables[rows]
+        lanes = self._lanes[rows].view(-1, width)
+        if self._position % PAGE_SIZE == 0:  # full pages are only read
+            self._lanes = (lanes // width * width + torch.arange(width)).flatten()
+            return
+        # the first row that goes on from a beam stays in its lane, others take those that are left
+        again = (lanes[:, :, None] == lanes[:, None]).tril(-1).any(2)
+        taken = torch.zeros_like(again).scatter_(1, lanes % width, True)
+        left = (
+            taken.byte().argsort(dim=1, stable=True).gather(1, (again.cumsum(1) - 1).clamp_min(0))
+        )
+        self._lanes = torch.where(again, lanes // width * width + left, lanes).flatten()
+        moved = again.flatten().nonzero()[:, 0]
+        self._second[self._lanes[moved]] ^= 1
+        to = self._own(self._lanes[moved])
+        self._copies = torch.stack((self._tables[moved, -1], to))
+        self._tables[moved, -1] = to
 
     def _own(self, lanes: Tensor) -> Tensor:
         """The page that lanes fill."""
@@ -239,24 +260,30 @@ class Writing:
 
 class _Pages:
     """Keys [layers, pages, H, E, PAGE_SIZE] and values [layers, pages, H, PAGE_SIZE, E in whole
-    vectors], in fp32 or fp16."""
+    vectors], in fp32 or fp16, of the memories and of what is written.
 
-    def __init__(self, reader: CompiledSeq2Seq, n_layers: int, n_pages: int) -> None:
-        c, dtype, n_pages = reader.model.config, reader.weights.cache_dtype, max(1, n_pages)
+    Where values have room for more than E numbers, the rest stays zero whoever used it before.
+    """
+
+    def __init__(self, reader: CompiledSeq2Seq, n_layers: int, n_memory: int, n_own: int) -> None:
+        c, self._spare = reader.model.config, reader.spare
         padded = c.head_dim + -c.head_dim % LANES
-        self._reader, self._shape = reader, (n_layers, n_pages)
-        self.keys, self.values = (
-            native.memory(n_layers * n_pages * numbers * dtype.itemsize)
-            .view(dtype).view(n_layers, n_pages, numbers)
-            for numbers in (c.n_heads * PAGE_SIZE * c.head_dim, c.n_heads * PAGE_SIZE * padded)
-        )  # fmt: skip
+        sizes = [c.n_heads * PAGE_SIZE * e for e in (c.head_dim, padded)]
+        wanted = [n_layers * n * size for n in (n_memory, n_own) for size in sizes]
+        self._parts = self._spare.pop() if self._spare else [torch.empty(0)] * len(wanted)
+        dtype = reader.weights.cache_dtype
+        for i, numbers in enumerate(wanted):
+            if self._parts[i].numel() < numbers:
+                self._parts[i] = native.memory(numbers * dtype.itemsize).view(dtype)
+        steps = [n * size * dtype.itemsize for n in (n_memory, n_own) for size in sizes]
+        begins = [part.data_ptr() for part in self._parts]
+        self.places = [
+            [begin + layer * step for begin, step in zip(begins, steps, strict=True)]
+            for layer in range(n_layers)
+        ]  # by layer: keys and values of the memories, and of what is written
 
-    def grown(self, n_pages: int) -> _Pages:
-        """The same with more pages."""
-        n_layers, before = self._shape
-        larger = _Pages(self._reader, n_layers, n_pages)
-        larger.keys[:, :before], larger.values[:, :before] = self.keys, self.values
-        return larger
+    def __del__(self) -> None:
+        self._spare.append(self._parts)
 
 
 class _Side:
@@ -271,19 +298,10 @@ class _Side:
             ctypes.addressof(self._layers), self._weights.norm(parts.norm),
         )  # fmt: skip
 
-    def hold(self, own: _Pages, memory: _Pages | None = None) -> None:
-        """Let the layers know where keys and values are; an encoder uses one place for all."""
-        self._held = own, memory
-        for i, layer in enumerate(self._layers):
-            place = min(i, len(own.keys) - 1)
-            layer.keys, layer.values = own.keys[place].data_ptr(), own.values[place].data_ptr()
-            if memory is not None:
-                layer.memory_keys = memory.keys[i].data_ptr()
-                layer.memory_values = memory.values[i].data_ptr()
-
     def read(
-        self, x: Tensor, starts: Sequence[int], counts: Sequence[int], tables: Tensor, longest: int,
-        memory: tuple[int, int, Tensor, Tensor] | None = None, copies: Tensor | None = None,
+        self, pages: _Pages, x: Tensor, starts: Sequence[int], counts: Sequence[int],
+        tables: Tensor, longest: int, memory: tuple[int, int, Tensor, Tensor] | None = None,
+        copies: Tensor | None = None,
     ) -> None:  # fmt: skip
         """x [N, D], embeddings, become hidden states."""
         nothing = torch.zeros(2, 0, dtype=torch.long)
@@ -292,26 +310,33 @@ class _Side:
         texts = self._texts(x, starts, counts, tables)
         numbers = (*texts, *memory[:2], memory[2].contiguous(), memory[3].contiguous(), longest,
                    torch.get_num_threads(), len(from_), from_, to)  # fmt: skip
-        self._call("seq2seq_read", x, longest, numbers)
+        self._call("seq2seq_read", pages, x, longest, numbers)
 
-    def remember(self, x: Tensor, counts: Sequence[int], tables: Tensor, memory: _Pages) -> None:
+    def remember(self, pages: _Pages, x: Tensor, counts: Sequence[int], tables: Tensor) -> None:
         """File keys and values of the states x [N, D] of an encoder."""
-        self.hold(memory, memory)
         texts = self._texts(x, [0] * len(counts), counts, tables)
         threads = torch.get_num_threads()
-        self._call("seq2seq_remember", x, 1, (*texts, 1, threads))
+        self._call("seq2seq_remember", pages, x, 1, (*texts, 1, threads))
 
     @staticmethod
     def _texts(x: Tensor, starts: Sequence[int], counts: Sequence[int], tables: Tensor) -> Any:
         numbers = (torch.tensor(starts), torch.tensor(counts), tables.contiguous())
         return (len(x), len(counts), tables.shape[1], *numbers)
 
-    def _call(self, name: str, x: Tensor, longest: int, numbers: tuple[Any, ...]) -> None:
+    def _call(
+        self, name: str, pages: _Pages, x: Tensor, longest: int, numbers: tuple[Any, ...]
+    ) -> None:
         library = _library()
         assert library is not None
         stack, threads = ctypes.byref(self._stack), torch.get_num_threads()
-        need = library.seq2seq_room(stack, *native.arguments(len(x), longest, threads))
-        getattr(library, name)(stack, *native.arguments(*numbers, self._weights.room(need), x))
+        with self._weights.lock:
+            for i, layer in enumerate(self._layers):
+                # an encoder files what only its next part reads: one place does for all layers
+                places = pages.places[i if self._stack.causal else 0]
+                layer.memory_keys, layer.memory_values = places[:2]
+                layer.keys, layer.values = places[2:] if self._stack.causal else places[:2]
+            need = library.seq2seq_room(stack, *native.arguments(len(x), longest, threads))
+            getattr(library, name)(stack, *native.arguments(*numbers, self._weights.room(need), x))
 
     def _layer(self, layer: LayerParts) -> _Layer:
         w = self._weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ class Weights:
         self._shelf = Shelf()
         self._kept: list[Any] = []  # memory that the structures point to
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self.lock = threading.Lock()  # of whoever works in this memory
 
     @property
     def n_bytes(self) -> int:
@@ -51,7 +53,7 @@ class Weights:
         return sum(k.memory.numel() for k in self._kept if isinstance(k, Panels))
 
     def room(self, n_bytes: int) -> Tensor:
-        """Memory to work in, [n_bytes or more] uint8."""
+        """Memory to work in, [n_bytes or more] uint8, for whoever has the lock."""
         if self._memory.numel() < n_bytes:
             self._memory = torch.empty(n_bytes, dtype=torch.uint8)
         return self._memory

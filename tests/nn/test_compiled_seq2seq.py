@@ -69,7 +69,7 @@ def test_the_same_states(kind: str) -> None:
     model = network(kind)
     ids, mask = sources()
     reader = CompiledSeq2Seq(model)
-    writing, memory = reader.begin(ids, mask, 1), model.encode(ids, source_mask=mask)
+    writing, memory = reader.begin(ids, mask, 1, 40), model.encode(ids, source_mask=mask)
     written = torch.randint(1, 200, (len(LENGTHS), 40), generator=torch.manual_seed(2))
     wanted = model.scores(model.hidden(written, memory), memory)
     found = torch.stack([writing.step(written[:, i : i + 1]) for i in range(40)], 1)
@@ -118,7 +118,7 @@ def test_whole_numbers(bits: int) -> None:
     written = torch.randint(1, 200, (len(LENGTHS), 20), generator=torch.manual_seed(2))
     memory = exact.encode(ids, source_mask=mask)
     wanted = exact.scores(exact.hidden(written, memory), memory)
-    writing = reader.begin(ids, mask, 1)
+    writing = reader.begin(ids, mask, 1, 40)
     found = torch.stack([writing.step(written[:, i : i + 1]) for i in range(20)], 1)
     assert (found - wanted).std() <= 0.05 * wanted.std()
 
