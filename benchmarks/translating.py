@@ -6,9 +6,9 @@ The model is `inkstone train multi30k-transformer` of Multi30k's captions, M min
 benchmarks/out). The job is the official test set of 2016, 1,000 captions, once all together and
 once one by one (the first 200). Both sides have the same weights in 8 bits, ours by
 `inkstone compress`' rounding, CTranslate2 by its own of our export; both search with 4 beams and
-the same length penalty. Every side is a process of its own on 2 threads, times the search alone,
-from token ids to token ids; CTranslate2 is asked in several shapes, and its best counts. The floor is
-the multiplications over what two threads multiply of bytes in vectors.
+the same length penalty until 4 texts are complete. Every side is a process of its own on 2 threads
+and times the search alone, from token ids to token ids; CTranslate2 is asked in several shapes,
+and its best counts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def ours(folder: Path) -> tuple[Translate, Translate]:
     model, tokenizer, _ = load_model(folder / "int8")
     assert tokenizer is not None
     end = tokenizer.eos_id
-    config = BeamConfig(n_beams=BEAMS, length_penalty=PENALTY, max_tokens=LONGEST)
+    config = BeamConfig(
+        n_beams=BEAMS, length_penalty=PENALTY, max_tokens=LONGEST, early_stopping=True
+    )
 
     def together(rows: list[list[int]]) -> list[list[int]]:
         import numpy as np
@@ -125,8 +127,6 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
 def prepare(folder: Path, minutes: float) -> None:
     """The trained model in 8 bits, ours and theirs."""
-    import ctranslate2 as library  # noqa: F401: said early where it is missing
-
     from inkstone import api
     from inkstone.checkpoint import load_model, save_model
     from inkstone.compression.quantize import choose, quantize_model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -52,6 +52,16 @@ class Hypothesis:
     finished: bool
 
 
+class Head(Protocol):
+    """Scores words from states."""
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[R, D] → [R, V]."""
+
+    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Of each row the k most probable words: their log-probabilities, and which they are."""
+
+
 Step = Callable[[Tensor], Tensor]
 Reorder = Callable[[Tensor], None]
 
@@ -63,6 +73,7 @@ def search(
     first: Tensor,
     config: BeamConfig,
     end_ids: Collection[int],
+    head: Head | None = None,
 ) -> list[list[Hypothesis]]:
     """Search all rows at once.
 
@@ -74,6 +85,7 @@ def search(
         first: [R·W, T], what is read first; the W beams of a row stand together.
         config: How to search.
         end_ids: Tokens that end a text.
+        head: Scores what `step` gives, where that is states [R·W, D].
 
     Returns:
         For each row its hypotheses, best first, at most W.
@@ -89,7 +101,7 @@ def search(
     n_kept = width * (1 + max(1, len(end_ids)))  # enough that W of them do not end
     new = first
     for length in range(1, config.max_tokens + 1):
-        log_p, words = _best(step(new), n_kept, written, config.no_repeat_ngram)
+        log_p, words = _best(step(new), head, n_kept, written, config.no_repeat_ngram)
         total = (running[..., None] + log_p.view(len(going), width, -1)).flatten(1)
         sums, places = total.topk(min(n_kept, total.shape[1]))
         parents = places // words.shape[1]
@@ -149,8 +161,13 @@ class _Written:
         return [first + self.ids(beam) for beam, first in enumerate(begun)]
 
 
-def _best(scores: Tensor, k: int, written: _Written, no_repeat: int) -> tuple[Tensor, Tensor]:
+def _best(
+    found: Tensor, head: Head | None, k: int, written: _Written, no_repeat: int
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the k best words of each beam, and which they are."""
+    if not no_repeat and head is not None:
+        return head.top(found, k)
+    scores = found if head is None else head.scores(found)
     k = min(k, scores.shape[-1])
     if not no_repeat:
         return top(scores, k)
@@ -181,7 +198,7 @@ def translate(
         writing = reader.begin(source_ids, source_mask, config.n_beams, config.max_tokens)
         n = len(source_ids) * config.n_beams
         first = torch.full((n, 1), model.config.start_id)
-        return search(writing.step, writing.reorder, first, config, end_ids)
+        return search(writing.step, writing.reorder, first, config, end_ids, reader)
     memory = model.encode(source_ids, source_mask=source_mask)
     rows = torch.arange(len(source_ids), device=source_ids.device)
     memory = memory.reorder(rows.repeat_interleave(config.n_beams))

@@ -25,6 +25,7 @@ from inkstone.nn.linear import Linear
 from inkstone.nn.paged import PAGE_SIZE
 from inkstone.nn.panels import Map
 from inkstone.nn.quantized import GROUP
+from inkstone.nn.top import top_of_map
 
 LANES = 16
 ACTIVATIONS = ("relu", "gelu", "swish")
@@ -183,6 +184,10 @@ class CompiledSeq2Seq:
         """Of every word: [R, D] → [R, V] fp32."""
         return panels.multiply(hidden, self.head, gelu=False)
 
+    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best words of each row, as `nn.top.top`."""
+        return top_of_map(hidden, self.head, k)
+
 
 class Writing:
     """Texts that are being written, in W beams each.
@@ -212,7 +217,7 @@ class Writing:
         self._position = 0
 
     def step(self, new: Tensor) -> Tensor:
-        """Read the newest token of every row, [R, 1], and score what comes next: [R, V] fp32."""
+        """Read the newest token of every row, [R, 1]: states that words are scored from, [R, D]."""
         position, model = self._position, self._reader.model
         page = position // PAGE_SIZE
         if page == self._tables.shape[1]:
@@ -227,7 +232,7 @@ class Writing:
         self._side.read(self._pages, x, *rows, beams, self._copies)
         self._copies = self._copies[:, :0]
         self._position += 1
-        return self._reader.scores(x)
+        return x
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was; rows of one text stay together, texts may go."""
@@ -310,13 +315,13 @@ class _Side:
         texts = self._texts(x, starts, counts, tables)
         numbers = (*texts, *memory[:2], memory[2].contiguous(), memory[3].contiguous(), longest,
                    torch.get_num_threads(), len(from_), from_, to)  # fmt: skip
-        self._call("seq2seq_read", pages, x, longest, numbers)
+        self._call("seq2seq_read", pages, x, longest, max(*counts, memory[0]), numbers)
 
     def remember(self, pages: _Pages, x: Tensor, counts: Sequence[int], tables: Tensor) -> None:
         """File keys and values of the states x [N, D] of an encoder."""
         texts = self._texts(x, [0] * len(counts), counts, tables)
         threads = torch.get_num_threads()
-        self._call("seq2seq_remember", pages, x, 1, (*texts, 1, threads))
+        self._call("seq2seq_remember", pages, x, 1, max(counts), (*texts, 1, threads))
 
     @staticmethod
     def _texts(x: Tensor, starts: Sequence[int], counts: Sequence[int], tables: Tensor) -> Any:
@@ -324,7 +329,13 @@ class _Side:
         return (len(x), len(counts), tables.shape[1], *numbers)
 
     def _call(
-        self, name: str, pages: _Pages, x: Tensor, longest: int, numbers: tuple[Any, ...]
+        self,
+        name: str,
+        pages: _Pages,
+        x: Tensor,
+        longest: int,
+        group: int,
+        numbers: tuple[Any, ...],
     ) -> None:
         library = _library()
         assert library is not None
@@ -335,7 +346,8 @@ class _Side:
                 places = pages.places[i if self._stack.causal else 0]
                 layer.memory_keys, layer.memory_values = places[:2]
                 layer.keys, layer.values = places[2:] if self._stack.causal else places[:2]
-            need = library.seq2seq_room(stack, *native.arguments(len(x), longest, threads))
+            sizes = (len(x), longest, group, threads)
+            need = library.seq2seq_room(stack, *native.arguments(*sizes))
             getattr(library, name)(stack, *native.arguments(*numbers, self._weights.room(need), x))
 
     def _layer(self, layer: LayerParts) -> _Layer:

@@ -2,12 +2,17 @@
 // without padding, and those of its decoder over keys and values in pages, one pass for the new tokens
 // of many texts. Pre-norm or post-norm, layer norms, maps with biases.
 //
-// As in `decoder.cpp` the threads stay together for a whole pass and meet between its phases.
+// Of few tokens the threads do a pass together, as in `decoder.cpp`, and meet between its phases. Many
+// are cut into parts of whole texts, which stay in a thread's own cache from the first layer to the last.
 
 #include "reading.h"
 
+#include <vector>
+
 #if PANELS
 namespace {
+
+constexpr int64_t PART = 96;  // tokens that a thread takes at a time
 
 struct Layer {
   Norm attention_norm;
@@ -255,17 +260,56 @@ void copy_pages(const Stack& s, const int64_t* from, const int64_t* to, int64_t 
   });
 }
 
+struct Part {
+  int64_t text, n_texts, row, n;  // texts from `text` on, tokens from `row` on
+};
+
+std::vector<Part> cut(const Texts& texts, int64_t beams) {
+  std::vector<Part> parts;
+  for (int64_t text = 0, row = 0; text < texts.n_texts; text += beams) {
+    int64_t n = 0;
+    for (int64_t i = text; i < text + beams; i++) n += texts.counts[i];
+    if (parts.empty() || parts.back().n + n > PART) parts.push_back({text, 0, row, 0});
+    parts.back().n_texts += beams, parts.back().n += n, row += n;
+  }
+  return parts;
+}
+
+// Bytes for n tokens; `threads`: that look at pages at the same time.
+int64_t bytes(const Stack& s, int64_t n, int64_t longest, int64_t threads) {
+  Room room = {nullptr};
+  plan<float>(s, {n}, {1}, nullptr, longest, threads, room);
+  return ((int64_t)room.at + 127) / 64 * 64;
+}
+
 template <class C>
 void read(const Stack& s, const Texts& texts, const Memory& memory, int64_t longest, int64_t threads, int64_t n_copies,
           const int64_t* from, const int64_t* to, bool remembers, uint8_t* at, float* x) {
-  Room room = {at};
-  const auto pass = plan<C>(s, texts, memory, x, longest, threads, room);
+  const auto parts = cut(texts, memory.beams);
+  const bool apart = (int64_t)parts.size() >= 2 * threads;
+  int64_t most = 0;
+  for (const Part& part : parts) most = std::max(most, part.n);
+  const int64_t share = bytes(s, most, longest, 1);
+  Room all = {at};
+  const auto whole = plan<C>(s, texts, memory, x, longest, threads, all);
+  std::atomic<int64_t> next{0};
   together(threads, [&](int me, int of, Meeting& meet) {
     if (n_copies) {
       copy_pages<C>(s, from, to, n_copies, me, of);
       meet();
     }
-    remembers ? pass.remember(me, of, meet) : pass(me, of, meet);
+    if (!apart) return remembers ? whole.remember(me, of, meet) : whole(me, of, meet);
+    for (int64_t i; (i = next++) < (int64_t)parts.size();) {
+      const Part& part = parts[i];
+      const int64_t text = part.text, first = text / memory.beams;
+      const Texts some = {part.n, part.n_texts, texts.width, texts.starts + text, texts.counts + text,
+                          texts.tables + text * texts.width};
+      const Memory theirs = {memory.beams, memory.width, memory.lengths + first, memory.tables + first * memory.width};
+      Room room = {at + me * share};
+      Meeting alone;
+      const auto pass = plan<C>(s, some, theirs, x + part.row * s.d_model, longest, 1, room);
+      remembers ? pass.remember(0, 1, alone) : pass(0, 1, alone);
+    }
   });
 }
 
@@ -273,13 +317,11 @@ void read(const Stack& s, const Texts& texts, const Memory& memory, int64_t long
 
 extern "C" int seq2seq_is_here() { return 1; }
 
-// Bytes that the functions below need for n tokens, the longest text or memory `longest`.
-extern "C" int64_t seq2seq_room(const Stack* s, int64_t n, int64_t longest, int64_t threads) {
-  Room room = {nullptr};
-  const Texts texts = {n};
-  const Memory memory = {1};
-  plan<float>(*s, texts, memory, nullptr, longest, threads, room);
-  return (int64_t)room.at + 64;
+// Bytes that the functions below need for n tokens, the longest text or memory `longest`, `group` the
+// most tokens of a text or of the beams of one.
+extern "C" int64_t seq2seq_room(const Stack* s, int64_t n, int64_t longest, int64_t group, int64_t threads) {
+  const int64_t apart = threads * bytes(*s, std::min(n, std::max(PART, group)), longest, 1);
+  return std::max(apart, bytes(*s, n, longest, threads));
 }
 
 // x [n, d_model], embeddings, become hidden states; before that pages from[i] are copied to to[i].

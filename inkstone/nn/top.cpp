@@ -1,11 +1,11 @@
-// The most probable words of every row of scores, and how probable they are.
-
-#include <omp.h>
+// The most probable words of every row of scores, and how probable they are; of scores that are there,
+// or of those that a map gives, a few rows at a time that never leave a thread's cache.
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
-#include "simd.h"
+#include "panels.h"
 
 namespace {
 
@@ -46,16 +46,51 @@ float log_sum(const float* x, int64_t n, float top) {
   return std::log(sum);
 }
 
+void best(const float* x, int64_t n, int64_t k, float* values, int64_t* ids) {
+  largest(x, n, k, values, ids);
+  const float off = values[0] + log_sum(x, n, values[0]);
+  for (int64_t i = 0; i < k; i++) values[i] -= off;
+}
+
 }  // namespace
 
 // x [rows, ·], rows `stride` apart, n numbers each → logs of probabilities and ids [rows, k].
 extern "C" void top(const float* x, int64_t rows, int64_t stride, int64_t n, int64_t k, int64_t threads, float* values,
                     int64_t* ids) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t r = 0; r < rows; r++) {
-    float* found = values + r * k;
-    largest(x + r * stride, n, k, found, ids + r * k);
-    const float off = found[0] + log_sum(x + r * stride, n, found[0]);
-    for (int64_t i = 0; i < k; i++) found[i] -= off;
-  }
+  for (int64_t r = 0; r < rows; r++) best(x + r * stride, n, k, values + r * k, ids + r * k);
 }
+
+#if PANELS
+constexpr int64_t SOME = 24;  // rows
+
+extern "C" int64_t top_room(const Map* map, int64_t rows) {
+  Room room = {nullptr};
+  room.rows(rows, map->d_in, map->format);
+  return (int64_t)room.at + 64;
+}
+
+// The same of a map's scores of x [rows, d_in].
+extern "C" void top_of_map(const Map* map, const float* x, int64_t rows, int64_t k, int64_t threads, uint8_t* memory,
+                           float* values, int64_t* ids) {
+  Room room = {memory};
+  const Rows given = room.rows(rows, map->d_in, map->format);
+  const int64_t width = panels_of(*map) * WIDE;
+  together(threads, [&](int me, int of, Meeting&) {
+    std::vector<float> scores(SOME * width);
+    run((rows + SOME - 1) / SOME, me, of, [&](int64_t part) {
+      const int64_t first = part * SOME, some = std::min(SOME, rows - first);
+      for (int64_t i = first; i < first + some; i++)
+        for (int64_t c = 0; c < map->d_in; c += 2 * L)
+          given.put(i, c, load(x + i * map->d_in + c), load(x + i * map->d_in + c + L));
+      for (int64_t p = 0; p < panels_of(*map); p++)
+        apply(*map, p, given, first, some, [&](int64_t i, int64_t c, V a, V b) {
+          float* to = scores.data() + (i - first) * width + c;
+          store(to, a), store(to + L, b);
+        });
+      for (int64_t i = 0; i < some; i++)
+        best(scores.data() + i * width, map->d_out, k, values + (first + i) * k, ids + (first + i) * k);
+    });
+  });
+}
+#endif

@@ -8,14 +8,19 @@ import functools
 import torch
 from torch import Tensor
 
-from inkstone.nn import native
+from inkstone.nn import native, panels
+from inkstone.nn.panels import Panels
 
 MOST = 64  # that the compiled code keeps in order by moving them
+MANY = 48  # rows a thread from which scores are not written down
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    return native.library("top")
+    found = native.library("top")
+    if found is not None and hasattr(found, "top_room"):
+        found.top_room.restype = ctypes.c_int64
+    return found
 
 
 def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -37,4 +42,17 @@ def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = torch.empty(len(scores), k, dtype=torch.long)
     numbers = (len(scores), scores.stride(0), scores.shape[1], k, torch.get_num_threads())
     library.top(*native.arguments(scores, *numbers, values, ids))
+    return values, ids
+
+
+def top_of_map(x: Tensor, head: Panels, k: int) -> tuple[Tensor, Tensor]:
+    """As `top`, of the scores that a map gives of x [R, d_in] fp32, where `panels.library()` is."""
+    library, threads = _library(), torch.get_num_threads()
+    k = min(k, head.d_out)
+    if library is None or k > MOST or len(x) < MANY * threads:
+        return top(panels.multiply(x, head, gelu=False), k)
+    values, ids = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long)
+    laid, x = ctypes.byref(head.map), x.contiguous()
+    room = torch.empty(library.top_room(laid, ctypes.c_int64(len(x))), dtype=torch.uint8)
+    library.top_of_map(laid, *native.arguments(x, len(x), k, threads, room, values, ids))
     return values, ids
