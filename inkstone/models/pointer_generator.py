@@ -75,6 +75,9 @@ class Model(transformer.Model):
         memory = super().encode(source_ids, source_mask=source_mask)
         return Source(memory.states, memory.mask, self.key(memory.states), source_ids)
 
+    def side_parts(self, name: transformer.SideName) -> None:
+        """None: words are not scored by a map alone."""
+
     def scores(self, hidden: Tensor, memory: Memory) -> Tensor:
         """ln P of every word: [B, T, D] → [B, T, V]."""
         assert isinstance(memory, Source)

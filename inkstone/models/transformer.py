@@ -296,8 +296,8 @@ class Model(EncoderDecoder):
         x = (x * math.sqrt(c.d_model) if c.scale_embedding else x) + places
         return dropout(x if norm is None else norm(x), c.dropout, self.training)
 
-    def side_parts(self, name: SideName) -> SideParts:
-        """A side by its parts, for compiled code."""
+    def side_parts(self, name: SideName) -> SideParts | None:
+        """A side by its parts, for compiled code; None where it cannot do the whole."""
         side = self._side(name)
         layers = tuple(block.parts() for block in side.blocks)  # type: ignore[operator]
         return SideParts(layers, side.norm, self.config.pre_norm, self.config.activation)

@@ -29,6 +29,7 @@ from inkstone.nn.top import top_of_map
 
 LANES = 16
 ACTIVATIONS = ("relu", "gelu", "swish")
+SIDES = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def fits(model: Any) -> bool:
     c = model.config
     if c.d_model % GROUP or c.d_ff % GROUP or c.head_dim % 4:
         return False
-    sides = (model.side_parts("encoder"), model.side_parts("decoder"))
+    sides = [model.side_parts(name) for name in SIDES]
+    if None in sides:
+        return False
     return alike([m for side in sides for layer in side.layers for m in layer.maps])
 
 
@@ -139,7 +142,7 @@ class CompiledSeq2Seq:
 
     def __init__(self, model: Any, format: str | None = None) -> None:
         self.model = model
-        encoder, decoder = (model.side_parts(name) for name in ("encoder", "decoder"))
+        encoder, decoder = (model.side_parts(name) for name in SIDES)
         self.weights = Weights(model, format, encoder.layers[0].o)
         self._encoder, self._decoder = _Side(self, encoder), _Side(self, decoder)
         self.head = self.weights.panels([model.embed], model.head_bias)

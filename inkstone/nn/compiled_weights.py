@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkstone.device import memory
 from inkstone.nn.panels import Map, Panels, Shelf, pack
@@ -97,7 +97,7 @@ def alike(maps: Sequence[Any]) -> bool:
     return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
 
 
-def kept(model: nn.Module, make: Callable[[Any], R]) -> R | None:
+def kept(model: Any, make: Callable[[Any], R]) -> R | None:
     """What reads for a model, `make(model)`, kept until its weights change.
 
     None where the weights, laid out anew, would take more than half of the memory that is free, or

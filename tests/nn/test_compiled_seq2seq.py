@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inkstone.compression.quantize import choose, quantize_model
 from inkstone.inference.beam import BeamConfig, Hypothesis, translate
-from inkstone.models import bart, marian, rnn_seq2seq, transformer
+from inkstone.models import bart, marian, pointer_generator, rnn_seq2seq, transformer
 from inkstone.nn import compiled_seq2seq
 from inkstone.nn.compiled_seq2seq import CompiledSeq2Seq
 
@@ -137,5 +137,7 @@ def test_what_is_not_of_the_kind() -> None:
     shape = {"vocab_size": 20, "n_layers": 1, "max_seq_len": 8}
     odd = transformer.Model(transformer.Config(**shape, d_model=40, n_heads=2)).eval()
     assert compiled_seq2seq.reader(odd) is None
+    pointing = pointer_generator.Config(**shape, d_model=64, n_heads=2)
+    assert compiled_seq2seq.reader(pointer_generator.Model(pointing).eval()) is None
     recurrent = rnn_seq2seq.Model(rnn_seq2seq.Config(vocab_size=20)).eval()
     assert compiled_seq2seq.reader(recurrent) is None
