@@ -12,13 +12,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inkstone.device import memory
 from inkstone.nn import native
+from inkstone.nn.adapters import AdaptedLinear
 from inkstone.nn.attention import View
 from inkstone.nn.linear import Linear
 from inkstone.nn.norms import RMSNorm
@@ -27,6 +28,9 @@ from inkstone.nn.panels import Map, Panels, Shelf, pack
 from inkstone.nn.quantized import GROUP, Quantized, quantize
 from inkstone.nn.quantized_layers import quantized_of
 from inkstone.nn.rope import Rope
+
+if TYPE_CHECKING:
+    from inkstone.nn.compiled_adapters import Changes
 
 LANES = 16
 KEPT = "_reader"  # where a network keeps what reads for it
@@ -123,6 +127,8 @@ def fits(model: Any) -> bool:
 def _alike(parts: StackParts) -> bool:
     """Whether the maps of the layers are all of one kind; a part of a pass is laid out for all."""
     maps = [m for p in parts.layers for m in (*p.qkv, p.o, p.up, p.down, p.gate) if m is not None]
+    if any(isinstance(m, AdaptedLinear) for m in maps):
+        return False  # weights that are shared with others are not laid out once more
     return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
 
 
@@ -239,9 +245,11 @@ class CompiledDecoder:
         n_pages = -(-n_tokens // PAGE_SIZE)
         return CompiledPages(self.config, n_pages, self.cache_dtype), n_pages
 
-    def hidden(self, input_ids: Tensor, *, cache: CompiledPages) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, *, cache: CompiledPages, changes: Changes | None = None
+    ) -> Tensor:
         """States after the final norm, of the tokens that the cache's layout tells: [1, N] →
-        [1, N, D] fp32."""
+        [1, N, D] fp32. Texts that the layout gives adapters are read with these `changes`."""
         library, layout = _library(), cache.layout
         assert library is not None
         longest = max(layout.lengths)
@@ -250,11 +258,12 @@ class CompiledDecoder:
         self._point_at(cache, longest)
         threads = torch.get_num_threads()
         stack = ctypes.byref(self._stack)
-        need = library.decoder_room(stack, *native.arguments(len(x), longest, threads))
+        adapters = None if changes is None else changes.for_rows(layout.adapter_rows)
+        need = library.decoder_room(stack, *native.arguments(len(x), longest, threads), adapters)
         tables = layout.tables.contiguous()
         starts, counts = torch.tensor(layout.starts), torch.tensor(layout.counts)
         numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
-        library.decoder_read(stack, *native.arguments(*numbers, self._room(need), x))
+        library.decoder_read(stack, *native.arguments(*numbers, self._room(need), x), adapters)
         return x[None]
 
     def read(self, input_ids: Tensor) -> Tensor:
