@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from inkstone import device as devices
 from inkstone import pipeline, registry
+from inkstone.checkpoint import adapters as lora_files
 from inkstone.checkpoint import atomic_folder, foreign, hub, load_model, save_model
-from inkstone.checkpoint.adapters import load_adapter
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.config import Progress
@@ -241,10 +241,29 @@ def find_model(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} does not exist", fix="give a run folder or a Hugging Face model folder"
         )
+    if when := pipeline.folder.first_checkpoint(folder):
+        raise CheckpointError(
+            f"{folder} has no checkpoint yet: {when}",
+            fix="wait for it, or train with a smaller training.save_every",
+        )
     raise CheckpointError(
         f"{folder} holds no model and no checkpoint",
         fix="give a run folder or a Hugging Face model folder",
     )
+
+
+def find_adapter(folder: Path) -> Path:
+    """The adapter folder that `folder` is or that the run holds, as `find_model`."""
+    for path in (folder, folder / lora_files.FOLDER):
+        if (path / lora_files.CONFIG).is_file():
+            return path
+    found = find_model(folder) / lora_files.FOLDER
+    if not (found / lora_files.CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} holds no adapter",
+            fix="give a folder in peft's format, or a run that trained with lora.rank",
+        )
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -298,13 +317,11 @@ class LanguageModel(ScoreMethods):
         """
         if not hasattr(self.model, "parameters"):
             raise UsageError(f"{self.path} is no network, so no adapter fits it")
-        held = Path(adapter) / "adapter"
-        folder = held if held.is_dir() else Path(adapter)
+        folder = find_adapter(Path(adapter))
         plain = lora.merged(self.model)
-        lora.put(plain, load_adapter(folder, plain))
+        lora.put(plain, lora_files.load_adapter(folder, plain))
         lora.remove(plain, keep=True)
-        about = folder / "inkstone.json"
-        info = {**self.info, **(read_json(about) if about.is_file() else {})}
+        info = {**self.info, **lora_files.about(folder)}
         model = plain.eval()
         predictor = self.predictor and replace(self.predictor, model=model)
         return replace(self, model=model, info=info, predictor=predictor)
