@@ -44,7 +44,8 @@ def command(
         ),
     ] = None,
     reload: Annotated[
-        bool, typer.Option(help="Serve new checkpoints of runs as soon as they are there.")
+        bool,
+        typer.Option("--reload", help="Serve new checkpoints of runs as soon as they are there."),
     ] = False,
     watch: Annotated[
         list[str] | None,

@@ -6,8 +6,8 @@ something new; its hashes are compared when it is opened. What cannot be opened,
 model, is told in the log and passed over until the folder changes again.
 
 A request ends with the weights that it began with: who asks from now on gets the new model, with an
-engine and a cache of its own, and the old one goes once the last of its requests has ended. So long
-both are in memory.
+engine and a cache of its own, and the old one goes once the last of its requests has ended. Until
+then both are in memory, and what is newer still has to wait.
 """
 
 from __future__ import annotations
@@ -68,8 +68,14 @@ class Reloader:
             await asyncio.to_thread(old.stop)
 
     def look(self) -> None:
-        """Open what has changed since the last look, one model after the other."""
+        """Open what has changed since the last look, one model after the other.
+
+        One whose predecessor has not gone yet is left for later: two are in memory, never three.
+        """
+        leaving = {old[0].name for old in list(self._leaving.values())}
         for name, seen in self._seen.items():
+            if name in leaving:
+                continue
             source = self.hosted[name].source
             assert source is not None
             state = source.state()

@@ -16,6 +16,8 @@ from inkstone import api
 from inkstone.checkpoint import save_model
 from inkstone.errors import CheckpointError
 from inkstone.files import atomic_folder
+from inkstone.inference.engine import Engine
+from inkstone.inference.stream import Chunk
 from inkstone.models import gpt2
 from inkstone.recipe import Recipe
 from inkstone.serving.config import ServeConfig
@@ -27,7 +29,7 @@ from inkstone.training.state import checkpoint_path
 from tests.serving.conftest import Start, small_model
 from tests.serving.test_adapters import save_changes
 from tests.serving.test_guard import ask
-from tests.serving.test_streams import Slow, begun, until
+from tests.serving.test_streams import begun, until
 
 ASKED: dict[str, Any] = {"prompt": "It was", "max_tokens": 24, "temperature": 0}
 
@@ -111,19 +113,28 @@ def test_a_new_checkpoint_answers_and_counts_go_on(start: Start, run: Path) -> N
     assert 'inkstone_answered{model="mine"} 2.0' in told  # one by each
 
 
+class Stepping(Engine):
+    """An engine that makes the steps that the test lets it make."""
+
+    steps = threading.Semaphore(0)
+
+    def step(self) -> list[Chunk]:
+        assert self.steps.acquire(timeout=30)
+        return super().step()
+
+
 def test_an_answer_ends_with_the_weights_it_began_with(
     start: Start, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inkstone.serving import hosted
 
-    monkeypatch.setattr(hosted, "Engine", Slow)
-    Slow.gate.set()
+    monkeypatch.setattr(hosted, "Engine", Stepping)
+    Stepping.steps.release(8)
     server = start(Source("mine", str(run), device="cpu"))
     old = hosted_of(server)
     assert old.worker is not None
     connection = begun(server, max_tokens=200, temperature=0)
-    Slow.gate.clear()
-    assert len(old.worker) == 1, "the answer was complete too soon"
+    assert len(old.worker) == 1
     save_step(run, 2)
     reloader_of(server).look()
     assert until(lambda: listed(server)["mine"]["step"] == 2)
@@ -134,7 +145,10 @@ def test_an_answer_ends_with_the_weights_it_began_with(
     new = hosted_of(server).worker
     assert new is not None and until(lambda: len(new) == 1)
     assert len(old.worker) == 1  # both are being answered
-    Slow.gate.set()
+    save_step(run, 3)
+    reloader_of(server).look()  # a third one has to wait
+    assert len(reloader_of(server)._leaving) == 1
+    Stepping.steps.release(10_000)
     asking.join(30)
     parts = []
     while part := connection.recv(1 << 16):
@@ -147,7 +161,9 @@ def test_an_answer_ends_with_the_weights_it_began_with(
     whole = model.generate("It was", max_tokens=200, temperature=0.0).text
     assert len(text) > 50 and whole.endswith(text)
     assert later == [expected(checkpoint_path(run, 2))]
-    assert until(lambda: not old.worker._thread.is_alive())
+    assert until(lambda: not old.worker._thread.is_alive() and not reloader_of(server)._leaving)
+    reloader_of(server).look()
+    assert until(lambda: listed(server)["mine"]["step"] == 3)
 
 
 def test_what_cannot_be_served_is_passed_over_once(
@@ -211,6 +227,7 @@ def test_adapters_go_over_to_the_new_weights(start: Start, run: Path, tmp_path: 
     save_changes(tmp_path / "other", 5)
     shutil.rmtree(tmp_path / "poet")
     (tmp_path / "other").rename(tmp_path / "poet")  # the adapter alone is new
+    assert until(lambda: not reloader_of(server)._leaving)
     reloader_of(server).look()
     assert until(lambda: hosted_of(server, "poet") is not again)
     assert said(server, "poet") != found and listed(server)["mine"]["step"] == 2
