@@ -30,6 +30,7 @@ from inkstone.inference.respond import Respondent
 from inkstone.inference.stream import Generation
 from inkstone.nn import lora
 from inkstone.nn.quantized_layers import n_weights
+from inkstone.pipeline.locate import find_adapter, find_model
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.score_methods import ScoreMethods
 from inkstone.recipe import load as load_recipe
@@ -222,48 +223,6 @@ def compress(
         load(run, device="cpu"), to, out, reopen=lambda path: load(path, device="cpu"),
         data=data, evaluate=evaluate, keep=keep, observer=observer,
     )  # fmt: skip
-
-
-def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is or holds."""
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    from inkstone.training.state import checkpoint_path, checkpoints
-
-    found = checkpoints(folder)
-    if found:
-        best = pipeline.folder.read_json(folder / "best.json").get("step")
-        path = checkpoint_path(folder, best) if isinstance(best, int) else found[-1]
-        return path if path.is_dir() else found[-1]
-    if not folder.exists():
-        raise CheckpointError(
-            f"{folder} does not exist", fix="give a run folder or a Hugging Face model folder"
-        )
-    if when := pipeline.folder.first_checkpoint(folder):
-        raise CheckpointError(
-            f"{folder} has no checkpoint yet: {when}",
-            fix="wait for it, or train with a smaller training.save_every",
-        )
-    raise CheckpointError(
-        f"{folder} holds no model and no checkpoint",
-        fix="give a run folder or a Hugging Face model folder",
-    )
-
-
-def find_adapter(folder: Path) -> Path:
-    """The adapter folder that `folder` is or that the run holds, as `find_model`."""
-    for path in (folder, folder / lora_files.FOLDER):
-        if (path / lora_files.CONFIG).is_file():
-            return path
-    found = find_model(folder) / lora_files.FOLDER
-    if not (found / lora_files.CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder} holds no adapter",
-            fix="give a folder in peft's format, or a run that trained with lora.rank",
-        )
-    return found
 
 
 @dataclass(frozen=True, repr=False)

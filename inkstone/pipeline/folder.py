@@ -10,10 +10,8 @@ from typing import Any
 from inkstone.errors import RunError, UsageError
 from inkstone.files import write_atomic
 from inkstone.recipe import Recipe, load
-from inkstone.training.tail import Tail
 
 RECIPE, DATA, PLAN, RESULT = "recipe.toml", "data.json", "plan.json", "result.json"
-LOG = "log.jsonl"
 
 
 def check_new(run: Path, data: Sequence[str]) -> None:
@@ -81,22 +79,6 @@ def read(run: Path) -> tuple[Recipe, dict[str, Any]]:
             fix="give the folder that `inkstone train --run` wrote",
         )
     return load(run / RECIPE), read_json(run / DATA)
-
-
-def first_checkpoint(run: Path) -> str | None:
-    """How far a run is and when its first checkpoint comes, for whoever asks before; None where
-    `run` is no run."""
-    if not (run / RECIPE).is_file():
-        return None
-    training = load(run / RECIPE).training
-    tail = Tail(run / LOG)
-    tail.read()
-    steps = [n for n in (training.eval_every, training.save_every, training.max_steps) if n]
-    when = [f"at step {min(steps):,}"] if steps else []
-    if training.save_every is None:
-        when.append(f"after {training.save_minutes:g} minutes of training")
-    step = tail.last.get("step") or 0
-    return f"it is at step {step:,}, and the first one comes {' or '.join(when)}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,14 +16,13 @@ from inkstone import api
 from inkstone.checkpoint import adapters as lora_files
 from inkstone.errors import CheckpointError, InkstoneError, UsageError
 from inkstone.nn.adapters import Pairs, with_adapter
-from inkstone.pipeline.folder import read_json
+from inkstone.pipeline.locate import find_adapter, find_model, step_of
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.hosted import Hosted
 from inkstone.tokenizers.load import FILES
 from inkstone.tokenizers.tokenizer import Tokenizer
 
 NAME_CHARS = 200
-STEP = "step-"  # how the folder of a checkpoint begins
 State = tuple[tuple[Any, ...], ...]
 """Of every file its name, inode, size and time: different once a folder was written anew."""
 
@@ -89,8 +88,8 @@ class Source:
     def state(self) -> State | None:
         """What the folders look like now; None where a model is missing, or is on the hub."""
         try:
-            paths = [api.find_model(Path(self.folder))]
-            paths += [api.find_adapter(Path(path)) for path in self.adapters.values()]
+            paths = [find_model(Path(self.folder))]
+            paths += [find_adapter(Path(path)) for path in self.adapters.values()]
             return tuple(_looks(path) for path in paths)
         except (InkstoneError, OSError):
             return None
@@ -105,7 +104,7 @@ def open_adapter(
         CheckpointError: It is damaged, or was trained on another model or tokenizer.
         ModelError: It does not fit.
     """
-    path = api.find_adapter(folder)
+    path = find_adapter(folder)
     pairs = lora_files.load_adapter(path, base.model)
     view = with_adapter(base.model, pairs)
     own = replace(
@@ -114,17 +113,6 @@ def open_adapter(
         predictor=base.predictor and replace(base.predictor, model=view),
     )  # fmt: skip
     return pairs, own
-
-
-def step_of(path: Path) -> int | None:
-    """At which step of its training a model was saved, where its place tells."""
-    folder = path.parent if path.name == lora_files.FOLDER else path
-    number = folder.name.removeprefix(STEP)
-    if folder.name.startswith(STEP) and number.isdecimal():
-        return int(number)
-    run = path.parent if path.name in ("model", lora_files.FOLDER) else None
-    step = None if run is None else read_json(run / "best.json").get("step")
-    return step if type(step) is int else None
 
 
 def _tokenizer(name: str, path: Path, base: api.LanguageModel) -> Tokenizer:

@@ -19,12 +19,13 @@ from inkstone.files import atomic_folder
 from inkstone.inference.engine import Engine
 from inkstone.inference.stream import Chunk
 from inkstone.models import gpt2
+from inkstone.pipeline.locate import step_of
 from inkstone.recipe import Recipe
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.hosted import Hosted
 from inkstone.serving.reload import Reloader
 from inkstone.serving.server import Server
-from inkstone.serving.source import Source, step_of
+from inkstone.serving.source import Source
 from inkstone.training.state import checkpoint_path
 from tests.serving.conftest import Start, small_model
 from tests.serving.test_adapters import save_changes
