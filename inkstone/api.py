@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from inkstone import device as devices
 from inkstone import pipeline, registry
+from inkstone.checkpoint import adapters as lora_files
 from inkstone.checkpoint import atomic_folder, foreign, hub, load_model, save_model
-from inkstone.checkpoint.adapters import load_adapter
 from inkstone.checkpoint.vectors import is_vectors, load_vectors
 from inkstone.checkpoint.vectors import open_vectors as open_vectors
 from inkstone.config import Progress
@@ -30,6 +30,7 @@ from inkstone.inference.respond import Respondent
 from inkstone.inference.stream import Generation
 from inkstone.nn import lora
 from inkstone.nn.quantized_layers import n_weights
+from inkstone.pipeline.locate import find_adapter, find_model
 from inkstone.pipeline.observer import Observer
 from inkstone.pipeline.score_methods import ScoreMethods
 from inkstone.recipe import load as load_recipe
@@ -224,29 +225,6 @@ def compress(
     )  # fmt: skip
 
 
-def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is or holds."""
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    from inkstone.training.state import checkpoint_path, checkpoints
-
-    found = checkpoints(folder)
-    if found:
-        best = pipeline.folder.read_json(folder / "best.json").get("step")
-        path = checkpoint_path(folder, best) if isinstance(best, int) else found[-1]
-        return path if path.is_dir() else found[-1]
-    if not folder.exists():
-        raise CheckpointError(
-            f"{folder} does not exist", fix="give a run folder or a Hugging Face model folder"
-        )
-    raise CheckpointError(
-        f"{folder} holds no model and no checkpoint",
-        fix="give a run folder or a Hugging Face model folder",
-    )
-
-
 @dataclass(frozen=True, repr=False)
 class LanguageModel(ScoreMethods):
     """A trained model with its tokenizer: one that continues text, or one that does a task.
@@ -298,13 +276,11 @@ class LanguageModel(ScoreMethods):
         """
         if not hasattr(self.model, "parameters"):
             raise UsageError(f"{self.path} is no network, so no adapter fits it")
-        held = Path(adapter) / "adapter"
-        folder = held if held.is_dir() else Path(adapter)
+        folder = find_adapter(Path(adapter))
         plain = lora.merged(self.model)
-        lora.put(plain, load_adapter(folder, plain))
+        lora.put(plain, lora_files.load_adapter(folder, plain))
         lora.remove(plain, keep=True)
-        about = folder / "inkstone.json"
-        info = {**self.info, **(read_json(about) if about.is_file() else {})}
+        info = {**self.info, **lora_files.about(folder)}
         model = plain.eval()
         predictor = self.predictor and replace(self.predictor, model=model)
         return replace(self, model=model, info=info, predictor=predictor)

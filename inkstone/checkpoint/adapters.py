@@ -8,6 +8,7 @@ side by side in one of a larger rank, which `rank_pattern` and `alpha_pattern` s
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from inkstone.models._weights import LAYERS, Weight, expand
 from inkstone.nn.lora import Change, Pair, changes, maps
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ABOUT = "inkstone.json"  # what peft does not know
+FOLDER = "adapter"  # in a checkpoint and in a run
 PREFIX = "base_model.model."
 UNSUPPORTED = {"use_dora": False, "bias": "none", "modules_to_save": None, "lora_bias": False}
 
@@ -76,6 +79,7 @@ def load_adapter(folder: Path, model: Any) -> dict[str, Pair]:
         CheckpointError: A file is missing or damaged, asks for something that is not known here, or
             does not fit the model.
     """
+    _check_base(folder, model)
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder / CONFIG}: peft_type is not LORA")
@@ -96,6 +100,34 @@ def load_adapter(folder: Path, model: Any) -> dict[str, Pair]:
     if not pairs:
         raise CheckpointError(f"{folder / WEIGHTS} holds no matrix")
     return pairs
+
+
+def base_fingerprint(model: Any) -> str:
+    """SHA-256 of the vectors of a model, its norms and biases, in bf16.
+
+    It tells a base from another of the same shape, which an adapter would turn into nonsense, and
+    is still that of the base once its matrices are whole numbers, or all of it is bf16.
+    """
+    digest = hashlib.sha256()
+    vectors = {name: p for name, p in model.named_parameters() if p.ndim == 1}
+    for name in sorted(vectors):
+        rounded = vectors[name].detach().to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(name.encode() + rounded.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What an adapter remembers of its making; {} for one of other programs."""
+    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+
+
+def _check_base(folder: Path, model: Any) -> None:
+    base = about(folder).get("base")
+    if isinstance(base, dict) and base.get("fingerprint") not in (None, base_fingerprint(model)):
+        raise CheckpointError(
+            f"{folder} was trained on another model: {str(base.get('name'))[:100]!r}",
+            fix="give the model that the adapter was trained on",
+        )
 
 
 def adapter_state(folder: Path, model: Any) -> dict[str, Tensor]:

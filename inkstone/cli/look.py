@@ -72,8 +72,8 @@ def command(
 
 def _of_model(name: str | None) -> tuple[Any, int]:
     """The tokenizer of a model folder, and how long its rows were."""
-    from inkstone.api import find_model
     from inkstone.files import read_json
+    from inkstone.pipeline.locate import find_model
     from inkstone.tokenizers.tokenizer import Tokenizer
 
     if name is None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inkstone.cli import options
+
+if TYPE_CHECKING:
+    from inkstone.serving.source import Source
+
+RELOAD_S = 2.0  # between looks for new checkpoints, each of a few files' sizes and times
 
 
 def command(
@@ -30,6 +36,17 @@ def command(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A page whose scripts may ask: https://example.org")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]NAME=FOLDER",
+            help="A LoRA adapter of MODEL (of the only one), served as NAME beside it.",
+        ),
+    ] = None,
+    reload: Annotated[
+        bool,
+        typer.Option("--reload", help="Serve new checkpoints of runs as soon as they are there."),
+    ] = False,
     watch: Annotated[
         list[str] | None,
         typer.Option(metavar="FOLDER", help="A run, or a folder of runs, whose curves are shown."),
@@ -61,7 +78,6 @@ def command(
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         registry.extra(package, "serve")
     from inkstone.serving.config import LOOPBACK, ServeConfig
-    from inkstone.serving.hosted import Hosted
     from inkstone.serving.server import serve
 
     keys = _keys(key_file)
@@ -74,27 +90,52 @@ def command(
         host=host, port=port, keys=keys, hosts=tuple(allow_host or ()),
         origins=tuple(allow_origin or ()), watch=tuple(watch or ()), most=most, waiting=waiting,
         tokens_per_step=max(512, most), cache_bytes=cache_mb << 20, request_timeout_s=timeout,
+        reload_s=RELOAD_S if reload else None,
     )  # fmt: skip
-    hosted = [Hosted.open(model, config, device=device) for model in models]
-    names = [one.name for one in hosted]
-    if len(set(names)) < len(names):
-        raise UsageError(
-            f"two models are called {max(names, key=names.count)!r}",
-            fix="give one another name: NAME=FOLDER",
-        )
+    sources = _sources(models, adapter or [], device)
+    hosted = [one for source in sources for one in source.open(config)]
 
     def tell(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
     for one in hosted:
-        tell(f"{one.name}: {one.model.family}, can {', '.join(sorted(one.verbs))}")
+        kind = one.model.family if one.parent is None else f"adapter of {one.parent}"
+        tell(f"{one.name}: {kind}, can {', '.join(sorted(one.verbs))}")
     log = logging.getLogger("inkstone.serving")
     if not quiet:
         log.setLevel(logging.INFO)
         log.addHandler(logging.StreamHandler())
     where = "listening at {0}; the page is there, the API at {0}/v1; Ctrl-C ends"
     serve(hosted, config, told=lambda url: tell(where.format(url)))
+
+
+def _sources(models: Sequence[str], adapters: Sequence[str], device: str) -> list[Source]:
+    """What to serve, each under a name of its own."""
+    from inkstone.errors import UsageError
+    from inkstone.serving.source import Source, named
+
+    named_models = [named(given) for given in models]
+    beside: dict[str, dict[str, str]] = {name: {} for name, _ in named_models}
+    names = [name for name, _ in named_models]
+    for given in adapters:
+        base, colon, rest = given.partition(":")
+        if not colon or base not in beside:
+            base, rest = names[0], given
+            if len(beside) > 1:
+                raise UsageError(
+                    f"--adapter {given} does not say of which model",
+                    fix=f"write MODEL:NAME=FOLDER, with MODEL one of {', '.join(beside)}",
+                )
+        name, folder = named(rest)
+        names.append(name)
+        beside[base][name] = folder
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two models are called {max(names, key=names.count)!r}",
+            fix="give one another name: NAME=FOLDER",
+        )
+    return [Source(name, folder, beside[name], device) for name, folder in named_models]
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

@@ -37,12 +37,14 @@ class Asked:
         config: How to answer.
         end_ids: Tokens that end the answer.
         dropped: Messages at the front that do not fit the context.
+        adapter: What an engine is to answer with; None for the model as it is.
     """
 
     ids: list[int]
     config: SamplingConfig
     end_ids: frozenset[int]
     dropped: int = 0
+    adapter: str | None = None
 
 
 class Conversation:

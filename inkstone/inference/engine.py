@@ -8,13 +8,14 @@ Shapes: N tokens of a step, C places whose scores are wanted, V vocab.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from inkstone import registry
 from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.constrained import Constraint
@@ -24,6 +25,8 @@ from inkstone.inference.scheduler import Part, Request, Scheduler
 from inkstone.inference.speculative import Guesser
 from inkstone.inference.stream import Answer, Chunk, new_answer
 from inkstone.nn import compiled_decoder
+from inkstone.nn.adapters import AdaptedModel, Pairs, check
+from inkstone.nn.compiled_adapters import AdaptedDecoder
 from inkstone.nn.paged import LaidOut, Layout
 
 if TYPE_CHECKING:
@@ -54,9 +57,15 @@ class Engine:
             taken in any case.
         cache_tokens: The same, as a number of tokens that is enough.
         guesser: Guesses tokens ahead; the answers stay the same.
+        adapters: LoRA changes that a request may ask for, by name: W x + (α / r) · B A x, for its
+            rows alone, in the same pass as everybody else's.
+
+    Attributes:
+        adapters: Their names, in the order given.
 
     Raises:
         UsageError: A setting is out of range.
+        ModelError: An adapter does not fit the model.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         cache_tokens: int | None = None,
         guesser: Guesser | None = None,
+        adapters: Mapping[str, Pairs] | None = None,
     ) -> None:
         if not 1 <= most <= tokens_per_step:
             raise UsageError(
@@ -76,7 +86,8 @@ class Engine:
                 fix="every request takes a token of a step",
             )
         self.model = model.eval()
-        self._reader: Any = compiled_decoder.reader(model) or model
+        self.adapters = tuple(adapters or ())
+        self._reader: Any = _reader(model, adapters or {})
         self.tokenizer, self.guesser = tokenizer, guesser
         self.device = model.head_weight.device
         self.max_seq_len: int = model.config.max_seq_len
@@ -106,6 +117,7 @@ class Engine:
         *,
         end_ids: Collection[int] = (),
         constraint: Constraint | None = None,
+        adapter: str | None = None,
     ) -> int:
         """Queue a request.
 
@@ -114,24 +126,27 @@ class Engine:
             config: How to choose, and when to end.
             end_ids: Tokens that end the answer.
             constraint: The form that `config` asks for, where it was made already.
+            adapter: The one to read and answer with; None for the model as it is.
 
         Returns:
             Its number, which its chunks carry.
 
         Raises:
-            UsageError: The prompt is empty, too long, or holds unknown ids.
+            UsageError: The prompt is empty, too long, or holds unknown ids, or there is no such
+                adapter.
         """
+        number = self._number(adapter)
         answer = new_answer(
             self._next, prompt, config, self.tokenizer, self.vocab_size, self.model.config,
             self.device, constraint,
         )  # fmt: skip
         self._next += 1
-        self.add(answer, end_ids)
+        self.add(answer, end_ids, number)
         return answer.index
 
-    def add(self, answer: Answer, end_ids: Collection[int]) -> None:
+    def add(self, answer: Answer, end_ids: Collection[int], adapter: int = 0) -> None:
         """Queue an answer that has not begun, under its own number."""
-        running = _Running(Request(list(answer.prompt)), answer, frozenset(end_ids))
+        running = _Running(Request(list(answer.prompt), adapter), answer, frozenset(end_ids))
         self._running[answer.index] = self._by_request[running.request] = running
         self.scheduler.add(running.request)
 
@@ -179,6 +194,14 @@ class Engine:
                 self.cancel(self._by_request[part.request].answer.index)
         return chunks
 
+    def _number(self, adapter: str | None) -> int:
+        if adapter is None:
+            return 0
+        if adapter not in self.adapters:
+            near = registry.did_you_mean(adapter, self.adapters)
+            raise UsageError(f"there is no adapter {adapter!r}", fix=near)
+        return 1 + self.adapters.index(adapter)
+
     def _new_pages(self) -> Pages:
         return Pages(self._n_pages, self.cache.page_size)
 
@@ -199,6 +222,7 @@ class Engine:
             Layout.of(
                 [p.start for p in parts], [len(p.ids) for p in parts],
                 [p.request.pages for p in parts], before, self.device,
+                [p.request.adapter for p in parts],
             )
         )  # fmt: skip
         ids = [token for part in parts for token in part.ids]
@@ -226,3 +250,14 @@ class Engine:
             sampler = self._sampler = Sampler(rows, self.vocab_size, self.device, ahead)
         ids, scores = sampler(logits)
         return ids.tolist(), scores
+
+
+def _reader(model: Any, adapters: Mapping[str, Pairs]) -> Any:
+    """What reads for an engine: compiled code where it can, else torch."""
+    compiled = compiled_decoder.reader(model)
+    if not adapters:
+        return compiled or model
+    for name, pairs in adapters.items():
+        check(model, pairs, name)
+    own = list(adapters.values())
+    return AdaptedModel(model, own) if compiled is None else AdaptedDecoder(compiled, own)

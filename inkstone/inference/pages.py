@@ -2,9 +2,11 @@
 
 Keys and values live in pages of a few tokens (PagedAttention, Kwon et al. 2023, section 4.1). A
 full page is filed under its tokens and the page before it, so that a later text which begins alike
-finds it (section 4.4, and RadixAttention, Zheng et al. 2024, section 3). A page that nobody reads
-any more stays until its room is needed; the one that was left longest ago goes first. Only numbers
-are kept here: what is in the pages is the cache's affair (`nn/paged.py`).
+finds it (section 4.4, and RadixAttention, Zheng et al. 2024, section 3). Keys and values depend on
+who computed them, so texts that are read with different adapters share no page, however alike they
+begin: each adapter has a root of its own. A page that nobody reads any more stays until its room is
+needed; the one that was left longest ago goes first. Only numbers are kept here: what is in the
+pages is the cache's affair (`nn/paged.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ROOT = 0  # what comes before the first page
+ROOT = 0  # what comes before the first page; that of adapter n is −n, and pages count from 1
 
 
 @dataclass(slots=True)
@@ -44,13 +46,17 @@ class Pages:
         """Pages that `take` could give."""
         return len(self._free) + len(self._idle)
 
-    def find(self, ids: Sequence[int]) -> list[int]:
+    def find(self, ids: Sequence[int], adapter: int = 0) -> list[int]:
         """Pages that hold the beginning of a text, now read by one more.
 
         The last token is left out: its scores are still wanted.
+
+        Args:
+            ids: The text.
+            adapter: What it is read with; 0 for none.
         """
         found: list[int] = []
-        name, size = ROOT, self.page_size
+        name, size = ROOT - adapter, self.page_size
         for start in range(0, len(ids) - size, size):
             number = self._filed.get((name, tuple(ids[start : start + size])))
             if number is None:
@@ -75,8 +81,14 @@ class Pages:
         self._pages[number].readers = 1
         return number
 
-    def file(self, number: int, before: int | None, ids: Sequence[int]) -> int:
+    def file(self, number: int, before: int | None, ids: Sequence[int], adapter: int = 0) -> int:
         """A page is full: file it under its tokens, behind the page `before`.
+
+        Args:
+            number: The page.
+            before: The one ahead of it in the text; None where it is the first.
+            ids: Its tokens.
+            adapter: As in `find`.
 
         Returns:
             The page to read from now on: this one, or, where another with the same beginning was
@@ -84,7 +96,7 @@ class Pages:
         """
         page = self._pages[number]
         assert page.key is None and page.readers == 1 and len(ids) == self.page_size
-        name = ROOT if before is None else self._pages[before].name
+        name = ROOT - adapter if before is None else self._pages[before].name
         key = (name, tuple(ids))
         other = self._filed.get(key)
         if other is not None:

@@ -23,6 +23,7 @@ class Request:
 
     Attributes:
         ids: Prompt and answer so far, at least one token.
+        adapter: What it is read with, by number; 0 for the model as it is.
         draft: Tokens that are guessed to come next, and read along with the last one.
         read: Tokens whose keys and values are in pages.
         pages: Where, in order.
@@ -30,6 +31,7 @@ class Request:
     """
 
     ids: list[int]
+    adapter: int = 0
     draft: list[int] = field(default_factory=list)
     read: int = 0
     pages: list[int] = field(default_factory=list)
@@ -117,7 +119,7 @@ class Scheduler:
                 n = request.filed
                 before = request.pages[n - 1] if n else None
                 ids = request.ids[n * size : (n + 1) * size]
-                request.pages[n] = self.pages.file(request.pages[n], before, ids)
+                request.pages[n] = self.pages.file(request.pages[n], before, ids, request.adapter)
                 request.filed += 1
 
     def restart(self, pages: Pages) -> None:
@@ -130,7 +132,7 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Let a request in if there is room for all it has to read, and a page to go on."""
-        found = self.pages.find(request.ids)
+        found = self.pages.find(request.ids, request.adapter)
         missing = -(-len(request.ids) // self.pages.page_size) - len(found)
         if self.running and self.pages.available <= missing:
             self.pages.leave(found)

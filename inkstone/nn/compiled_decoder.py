@@ -11,12 +11,13 @@ import ctypes
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inkstone.nn import native
+from inkstone.nn.adapters import AdaptedLinear
 from inkstone.nn.attention import View
 from inkstone.nn.compiled_weights import Norm, Weights, alike, kept
 from inkstone.nn.linear import Linear
@@ -26,9 +27,10 @@ from inkstone.nn.panels import Map
 from inkstone.nn.quantized import GROUP
 from inkstone.nn.rope import Rope
 
+if TYPE_CHECKING:
+    from inkstone.nn.compiled_adapters import Changes
+
 LANES = 16
-KEPT = "_reader"  # where a network keeps what reads for it
-BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def fits(model: Any) -> bool:
     if parts is None:
         return False
     layers = [(*p.qkv, p.o, p.up, p.down, p.gate) for p in parts.layers]
-    return alike([m for maps in layers for m in maps if m is not None])
+    maps = [m for layer in layers for m in layer if m is not None]
+    # weights that are shared with others are not laid out once more
+    return alike(maps) and not any(isinstance(m, AdaptedLinear) for m in maps)
 
 
 def reader(model: Any) -> CompiledDecoder | None:
@@ -153,7 +157,8 @@ class CompiledDecoder:
         self.model, self.config, self.device = model, model.config, model.device
         parts: StackParts = model.parts()
         self._weights = Weights(model, format, parts.layers[0].o)
-        self.cache_dtype, self.whole = self._weights.cache_dtype, self._weights.whole
+        self.format, self.whole = self._weights.format, self._weights.whole
+        self.cache_dtype = self._weights.cache_dtype
         c = model.config
         self._layers = (_Layer * c.n_layers)(*(self._layer(layer) for layer in parts.layers))
         first = parts.layers[0].attention_norm
@@ -192,9 +197,11 @@ class CompiledDecoder:
         n_pages = -(-n_tokens // PAGE_SIZE)
         return CompiledPages(self.config, n_pages, self.cache_dtype), n_pages
 
-    def hidden(self, input_ids: Tensor, *, cache: CompiledPages) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, *, cache: CompiledPages, changes: Changes | None = None
+    ) -> Tensor:
         """States after the final norm, of the tokens that the cache's layout tells: [1, N] →
-        [1, N, D] fp32."""
+        [1, N, D] fp32. Texts that the layout gives adapters are read with these `changes`."""
         library, layout = _library(), cache.layout
         assert library is not None
         longest = max(layout.lengths)
@@ -204,10 +211,12 @@ class CompiledDecoder:
         tables = layout.tables.contiguous()
         starts, counts = torch.tensor(layout.starts), torch.tensor(layout.counts)
         numbers = (len(x), len(starts), tables.shape[1], starts, counts, tables, longest, threads)
+        adapters = None if changes is None else changes.for_rows(layout.adapter_rows)
         with self._weights.lock:
             self._point_at(cache, longest)
-            need = library.decoder_room(stack, *native.arguments(len(x), longest, threads))
-            library.decoder_read(stack, *native.arguments(*numbers, self._weights.room(need), x))
+            sizes = native.arguments(len(x), longest, threads)
+            room = self._weights.room(library.decoder_room(stack, *sizes, adapters))
+            library.decoder_read(stack, *native.arguments(*numbers, room, x), adapters)
         return x[None]
 
     def read(self, input_ids: Tensor) -> Tensor:

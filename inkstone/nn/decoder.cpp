@@ -4,6 +4,11 @@
 //
 // The threads stay together for the whole pass and meet between its phases. A sum is made in one
 // order whatever else is in the pass, so that a text's numbers do not depend on the others.
+//
+// A text may be read with an adapter (LoRA): beside W x, which is computed for all rows together, its
+// rows get s B (A x). A row finds A x when its input is laid out, and adds B of that to its results
+// panel by panel, in the order of ranks: it need not stand beside other rows of its adapter, and what
+// it gets does not depend on them.
 
 #include "reading.h"
 
@@ -35,10 +40,29 @@ struct Stack {
   Map head;
 };
 
+// What an adapter adds to a map.
+struct Change {
+  const void* a;         // [rank, d_in]
+  const void* b;         // of every panel the ranks that reach it: [ranks, WIDE]
+  const int64_t* spans;  // of every panel: its first rank, how many, and where they begin in b
+  int64_t rank;          // in whole blocks; 0: nothing
+};
+
+enum { QKV, O, GATE, UP, DOWN, MAPS };
+constexpr int RANKS = 8;  // of a block: sums of A x that run side by side
+
+struct Adapters {
+  const Change* changes;  // [adapters, layers, MAPS]
+  int64_t narrow;         // whether their numbers are bf16; else fp32
+  int64_t width;          // ranks of one input, at most
+  const int64_t* rows;    // [n]: the adapter of a token, counted from 1; 0: none
+};
+
 struct Step {
   int64_t n, n_texts, width;  // tokens; texts; pages of a row of `tables`
   const int64_t *starts, *counts, *tables;
   float* x;  // [n, d_model]: embeddings, then hidden states
+  const Adapters* adapters;  // or nullptr
 };
 
 struct Pass {
@@ -47,17 +71,73 @@ struct Pass {
   float *qkv, *mixed, *scores;
   int64_t width, room;
   Rows narrow, wide;  // inputs of maps from d_model or all heads, and from d_ff
+  float* low;         // [n, ranks]: A x of the input that was laid out last
 
-  void normed(const Norm& norm, const Rows& to, int me, int of) const {
+  // What the adapter of a row adds to a map; nullptr: nothing.
+  INLINE const Change* change(const Layer& layer, int map, int64_t i) const {
+    if (!step.adapters || !step.adapters->rows[i]) return nullptr;
+    const int64_t place = (step.adapters->rows[i] - 1) * s.n_layers + (&layer - s.layers);
+    const Change* found = step.adapters->changes + place * MAPS + map;
+    return found->rank ? found : nullptr;
+  }
+
+  // A x of a row, behind what is there for another map of the same input; gives where it ends.
+  INLINE int64_t lower(const Layer& layer, int map, const Rows& x, int64_t i, int64_t from = 0) const {
+    const Change* found = change(layer, map, i);
+    if (!found) return from;
+    float* to = low + i * step.adapters->width + from;
+    step.adapters->narrow ? lower_by<bf16>(*found, x, i, to) : lower_by<float>(*found, x, i, to);
+    return from + found->rank;
+  }
+  template <class T>
+  static __attribute__((noinline)) void lower_by(const Change& change, const Rows& x, int64_t i, float* to) {
+    const T* a = (const T*)change.a;
+    for (int64_t k = 0; k < change.rank; k += RANKS, a += RANKS * x.d_in) {
+      V sums[RANKS] = {};
+      for (int64_t j = 0; j < x.d_in; j += L) {
+        const V in = x.at(i, j);
+#pragma GCC unroll 8
+        for (int r = 0; r < RANKS; r++) sums[r] += in * load(a + r * x.d_in + j);
+      }
+      for (int r = 0; r < RANKS; r++) to[k + r] = sum(sums[r]);
+    }
+  }
+
+  // s B (A x) is added to 32 results of a row.
+  INLINE void raise(const Layer& layer, int map, int64_t i, int64_t c, V& a, V& b) const {
+    const Change* found = change(layer, map, i);
+    if (!found) return;
+    const float* from = low + i * step.adapters->width;
+    if (map == UP)
+      if (const Change* gate = change(layer, GATE, i)) from += gate->rank;
+    const int64_t* span = found->spans + c / WIDE * 3;
+    step.adapters->narrow ? raise_by<bf16>(*found, span, from, a, b) : raise_by<float>(*found, span, from, a, b);
+  }
+  template <class T>
+  static __attribute__((noinline)) void raise_by(const Change& change, const int64_t* span, const float* from, V& a, V& b) {
+    const T* up = (const T*)change.b + span[2];
+    V more[2] = {};
+    for (int64_t k = 0; k < span[1]; k++, up += WIDE) {
+      const V by = fill(from[span[0] + k]);
+      more[0] += by * load(up), more[1] += by * load(up + L);
+    }
+    a += more[0], b += more[1];
+  }
+
+  // then(row), behind each.
+  template <class Then>
+  void normed(const Norm& norm, const Rows& to, int me, int of, const Then& then) const {
     run(step.n, me, of, [&](int64_t i) {
       const Normed row(step.x + i * s.d_model, s.d_model, norm, s.rms, s.eps);
       for (int64_t k = 0; k < s.d_model; k += 2 * L) to.put(i, k, row(k), row(k + L));
+      then(i);
     });
   }
 
-  void add(const Map& map, const Rows& x, int me, int of) const {
+  void add(const Layer& layer, int which, const Map& map, const Rows& x, int me, int of) const {
     run(panels_of(map), me, of, [&](int64_t p) {
       apply(map, p, x, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+        raise(layer, which, i, c, a, b);
         float* to = step.x + i * s.d_model + c;
         store(to, load(to) + a), store(to + L, load(to + L) + b);
       });
@@ -140,6 +220,7 @@ struct Pass {
     run(panels_of(layer.up), me, of, [&](int64_t p) {
       if (!layer.gate.panels) {
         apply(layer.up, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+          raise(layer, UP, i, c, a, b);
           wide.put(i, c, gelu(a), gelu(b));
         });
         return;
@@ -147,11 +228,13 @@ struct Pass {
       float gates[GATES * WIDE];
       for (int64_t first = 0; first < step.n; first += GATES) {
         const int64_t some = std::min<int64_t>(GATES, step.n - first);
-        apply(layer.gate, p, narrow, first, some, [&](int64_t i, int64_t, V a, V b) {
+        apply(layer.gate, p, narrow, first, some, [&](int64_t i, int64_t c, V a, V b) {
+          raise(layer, GATE, i, c, a, b);
           float* to = gates + (i - first) * WIDE;
           store(to, a * sigmoid(a)), store(to + L, b * sigmoid(b));
         });
         apply(layer.up, p, narrow, first, some, [&](int64_t i, int64_t c, V a, V b) {
+          raise(layer, UP, i, c, a, b);
           const float* gate = gates + (i - first) * WIDE;
           wide.put(i, c, load(gate) * a, load(gate + L) * b);
         });
@@ -168,10 +251,11 @@ struct Pass {
     const int64_t e = s.head_dim;
     for (int64_t l = 0; l < s.n_layers; l++) {
       const Layer& layer = s.layers[l];
-      normed(layer.attention_norm, narrow, me, of);
+      normed(layer.attention_norm, narrow, me, of, [&](int64_t i) { lower(layer, QKV, narrow, i); });
       meet();
       run(panels_of(layer.qkv), me, of, [&](int64_t p) {
         apply(layer.qkv, p, narrow, 0, step.n, [&](int64_t i, int64_t c, V a, V b) {
+          raise(layer, QKV, i, c, a, b);
           float* to = qkv + i * width + c;
           store(to, a), store(to + L, b);
         });
@@ -185,15 +269,22 @@ struct Pass {
       run(step.n, me, of, [&](int64_t i) {
         const float* from = mixed + i * s.n_heads * e;
         for (int64_t k = 0; k < s.n_heads * e; k += 2 * L) heads.put(i, k, load(from + k), load(from + k + L));
+        lower(layer, O, heads, i);
       });
       meet();
-      add(layer.o, heads, me, of);
+      add(layer, O, layer.o, heads, me, of);
       meet();
-      normed(layer.mlp_norm, narrow, me, of);
+      normed(layer.mlp_norm, narrow, me, of, [&](int64_t i) {
+        lower(layer, UP, narrow, i, lower(layer, GATE, narrow, i));
+      });
       meet();
       feed(layer, me, of);
       meet();
-      add(layer.down, wide, me, of);
+      if (step.adapters) {  // a row of `wide` is put together by all threads
+        run(step.n, me, of, [&](int64_t i) { lower(layer, DOWN, wide, i); });
+        meet();
+      }
+      add(layer, DOWN, layer.down, wide, me, of);
       meet();
     }
     run(step.n, me, of, [&](int64_t i) {
@@ -212,8 +303,9 @@ Pass plan(const Stack& s, const Step& step, int64_t longest, int threads, Room& 
   float* scores = room.take<float>(threads * std::max(s.n_heads, s.n_heads / s.n_kv_heads * QUERIES) * long_room);
   const Rows narrow = room.rows(step.n, std::max(s.d_model, heads), format);
   const Rows wide = room.rows(step.n, s.d_ff, format);
+  float* low = room.take<float>(step.adapters ? step.n * step.adapters->width : 0);
   return {s, step, qkv, mixed, scores, width, long_room,
-          {narrow.data, narrow.scale, narrow.shift, s.d_model, format}, wide};
+          {narrow.data, narrow.scale, narrow.shift, s.d_model, format}, wide, low};
 }
 
 }  // namespace
@@ -221,18 +313,19 @@ Pass plan(const Stack& s, const Step& step, int64_t longest, int threads, Room& 
 extern "C" int decoder_is_here() { return 1; }
 
 // Bytes that `decoder_read` needs for n tokens, the longest text with its past `longest`.
-extern "C" int64_t decoder_room(const Stack* s, int64_t n, int64_t longest, int64_t threads) {
+extern "C" int64_t decoder_room(const Stack* s, int64_t n, int64_t longest, int64_t threads, const Adapters* adapters) {
   Room room = {nullptr};
-  const Step step = {n};
+  Step step = {n};
+  step.adapters = adapters;
   plan(*s, step, longest, threads, room);
   return (int64_t)room.at + 64;
 }
 
 extern "C" void decoder_read(const Stack* s, int64_t n, int64_t n_texts, int64_t width, const int64_t* starts,
                              const int64_t* counts, const int64_t* tables, int64_t longest, int64_t threads,
-                             uint8_t* memory, float* x) {
+                             uint8_t* memory, float* x, const Adapters* adapters) {
   Room room = {memory};
-  const Step step = {n, n_texts, width, starts, counts, tables, x};
+  const Step step = {n, n_texts, width, starts, counts, tables, x, adapters};
   const Pass pass = plan(*s, step, longest, threads, room);
   together(threads, [&](int me, int of, Meeting& meet) { pass(me, of, meet); });
 }

@@ -31,12 +31,15 @@ class Layout:
         tables: [R, P] int64, the pages of each text; 0 where it has fewer.
         before: The last tokens ahead of the new ones, of each text: for families that look back at
             tokens and not at states.
+        adapters: What each text is read with (`nn/adapters.py`), counted from 1; 0 for nothing. ()
+            for nothing of all.
     """
 
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     tables: Tensor
     before: tuple[tuple[int, ...], ...]
+    adapters: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -46,13 +49,14 @@ class Layout:
         pages: Sequence[Sequence[int]],
         before: Sequence[Sequence[int]],
         device: torch.device,
+        adapters: Sequence[int] = (),
     ) -> Layout:
         """From plain lists, one entry a text."""
         widest = max(map(len, pages))
         tables = [[*numbers, *[0] * (widest - len(numbers))] for numbers in pages]
         return cls(
             tuple(starts), tuple(counts), torch.tensor(tables, device=device),
-            tuple(tuple(ids) for ids in before),
+            tuple(tuple(ids) for ids in before), tuple(adapters),
         )  # fmt: skip
 
     @property
@@ -72,6 +76,13 @@ class Layout:
         """[N] int64, which text each token belongs to."""
         counts = torch.tensor(self.counts, device=self.tables.device)
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    @property
+    def adapter_rows(self) -> Tensor | None:
+        """[N] int64, the adapter of each token; None where nothing is read with any."""
+        if not any(self.adapters):
+            return None
+        return torch.tensor(self.adapters, device=self.tables.device)[self.rows]
 
     def earlier(self, ids: Tensor, n: int) -> Tensor:
         """[N] int64, the token `n` places before each of the new ones `ids` [N]; -1 for none."""

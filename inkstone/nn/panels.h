@@ -56,6 +56,14 @@ struct Rows {
   template <class T>
   T* row(int64_t i) const { return reinterpret_cast<T*>(data) + i * d_in; }
 
+  // Sixteen numbers of a row, k to k + 15, as they were rounded.
+  INLINE V at(int64_t i, int64_t k) const {
+    if (format == FP32) return load(row<float>(i) + k);
+    if (format == BF16) return load(row<bf16>(i) + k);
+    const __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(row<int8_t>(i) + k)));
+    return (V)_mm512_cvtepi32_ps(x) * scale[i * (d_in / GROUP) + k / GROUP];
+  }
+
   // Two vectors, numbers k to k + 31 of a row.
   INLINE void put(int64_t i, int64_t k, V a, V b) const {
     if (format == FP32) {

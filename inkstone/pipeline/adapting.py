@@ -11,16 +11,19 @@ from torch import Tensor
 
 from inkstone import __version__
 from inkstone.checkpoint import atomic_folder
-from inkstone.checkpoint.adapters import adapter_state, save_adapter
+from inkstone.checkpoint.adapters import (
+    ABOUT,
+    FOLDER,
+    adapter_state,
+    base_fingerprint,
+    save_adapter,
+)
 from inkstone.errors import UsageError
 from inkstone.files import write_json
 from inkstone.nn import lora
 from inkstone.recipe import Recipe
 from inkstone.tasks._base import Task
 from inkstone.training.state import weights_of
-
-ABOUT = "inkstone.json"
-FOLDER = "adapter"  # in a checkpoint and in a run
 
 
 def check(recipe: Recipe, task: Task[Any, Any]) -> None:
@@ -84,7 +87,8 @@ def saver(
         write(out, lora.merged(model))
         (out / FOLDER).mkdir()
         save_adapter(out / FOLDER, model, base=base)
-        write_json(out / FOLDER / ABOUT, {"inkstone": __version__, **info})
+        about = {"name": base, "fingerprint": base_fingerprint(model)}
+        write_json(out / FOLDER / ABOUT, {"inkstone": __version__, **info, "base": about})
 
     return save
 

@@ -39,7 +39,9 @@ async def merged(
     async def follow(number: int, one: Asked) -> None:
         try:
             async with contextlib.aclosing(
-                worker.stream(one.ids, one.config, end_ids=one.end_ids)  # type: ignore[type-var]
+                worker.stream(  # type: ignore[type-var]
+                    one.ids, one.config, end_ids=one.end_ids, adapter=one.adapter
+                )
             ) as chunks:
                 async for chunk in chunks:
                     told.put_nowait((number, chunk))

@@ -27,7 +27,9 @@ from inkstone.serving.errors import ApiError, told
 from inkstone.serving.guard import Guard
 from inkstone.serving.hosted import TEXT_VERBS, Hosted
 from inkstone.serving.page import PATHS, Page
+from inkstone.serving.reload import Reloader
 from inkstone.serving.runs import Watch
+from inkstone.serving.worker import Counts
 
 log = logging.getLogger("inkstone.serving")
 B = TypeVar("B", bound=BaseModel)
@@ -60,6 +62,14 @@ class Service:
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         labels = ("model",)
+        reloads = Counter(
+            "inkstone_reloads", "New checkpoints, by model and whether they are served.",
+            ("model", "result"), registry=self.registry,
+        )  # fmt: skip
+        self.reloader = Reloader(
+            self.hosted, config,
+            lambda name, done: reloads.labels(name, "served" if done else "failed").inc(),
+        )  # fmt: skip
         self._gauges = {
             name: Gauge(f"inkstone_{name}", about, labels, registry=self.registry)
             for name, about in {
@@ -75,7 +85,8 @@ class Service:
         }
 
     def find(self, name: str | None, verb: str | None = None) -> Hosted:
-        """The model of a name; for none the first one that can do what is asked.
+        """The model of a name; for none the first one that can do what is asked. It stays for as
+        long as the request that asks, even where a new one takes its name.
 
         Raises:
             ApiError: There is no such model, or it cannot.
@@ -84,6 +95,7 @@ class Service:
             able = [one for one in self.hosted.values() if verb is None or verb in one.verbs]
             if not able:
                 raise ApiError(404, f"no model here can {verb}", code="model_not_found")
+            able[0].used()
             return able[0]
         if name not in self.hosted:
             near = registry.did_you_mean(name[:200], list(self.hosted))
@@ -95,12 +107,14 @@ class Service:
         if verb is not None and verb not in one.verbs:
             can = ", ".join(sorted(one.verbs))
             raise ApiError(400, f"{name} cannot {verb}; it can {can}", param="model")
+        one.used()
         return one
 
     def start(self) -> None:
         """Begin; called inside the event loop."""
         for one in self.hosted.values():
             one.start()
+        self.reloader.start()
         self.ready = True
 
     async def stop(self) -> None:
@@ -109,6 +123,7 @@ class Service:
         end = time.monotonic() + self.config.grace_s
         while time.monotonic() < end and any(self._open(one) for one in self.hosted.values()):
             await asyncio.sleep(0.02)
+        await self.reloader.stop(max(0.0, end - time.monotonic()))
         for one in self.hosted.values():
             await asyncio.to_thread(one.stop)
 
@@ -117,11 +132,13 @@ class Service:
         for name, one in self.hosted.items():
             values = {"waiting": len(one.desk), "running": 0}
             if one.worker is not None:
-                engine, counts = one.worker.engine, one.worker.counts
-                running = len(engine.scheduler.running)
+                scheduler = one.worker.engine.scheduler
+                running = len(scheduler.running)
+                own = one.worker.counts_of[one.adapter]
+                counts = Counts.sum((*self.reloader.older[name], own))
                 values = {
                     "waiting": max(0, len(one.worker) - running), "running": running,
-                    "cache_pages_free": engine.scheduler.pages.available,
+                    "cache_pages_free": scheduler.pages.available,
                     "prompt_tokens": counts.prompt_tokens, "answer_tokens": counts.answer_tokens,
                     "answered": counts.answered, "cancelled": counts.cancelled,
                     "steps": counts.steps,

@@ -29,6 +29,7 @@ class ServeConfig(Section):
         max_body_bytes: Largest body.
         body_timeout_s: A body must have come by then.
         request_timeout_s: An answer must be complete by then.
+        reload_s: Seconds between looks for new checkpoints of what is served; None: it stays.
         grace_s: Answers may go on for so long once the server is told to stop.
     """
 
@@ -46,4 +47,5 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(default=1 << 24, ge=1, le=1 << 32)
     body_timeout_s: float = Field(default=30.0, gt=0)
     request_timeout_s: float = Field(default=600.0, gt=0)
+    reload_s: float | None = Field(default=None, gt=0)
     grace_s: float = Field(default=30.0, ge=0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from inkstone import api
 from inkstone.errors import UsageError
@@ -17,6 +17,7 @@ from inkstone.inference.scoring import token_scores
 from inkstone.inference.speculative import PromptLookup
 from inkstone.inspection.attention import attention, has_attention
 from inkstone.inspection.attribution import attribute
+from inkstone.nn.adapters import Pairs
 from inkstone.pipeline.task_methods import VERBS
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.desk import Desk
@@ -26,9 +27,11 @@ from inkstone.serving.worker import Worker
 from inkstone.tasks import question_answering
 from inkstone.text.normalize import normalize
 
+if TYPE_CHECKING:
+    from inkstone.serving.source import Source, State
+
 TEXT_VERBS = ("classify", "tag", "translate", "summarize")
 DIGITS = 4  # of a weight of attention that are told
-NAME_CHARS = 200
 
 
 class Hosted:
@@ -38,6 +41,8 @@ class Hosted:
         name: What requests call it.
         model: An opened model.
         config: Of the server.
+        adapters: LoRA changes that its engine knows, by the names of those that are hosted beside.
+        base: What it is an adapter of, whose weights and engine it shares.
 
     Attributes:
         verbs: What it can be asked: "chat", "complete", "embed", or the verb of its task; to show
@@ -45,21 +50,42 @@ class Hosted:
         worker: Answers that grow token by token; None where it is no causal model.
         desk: Everything else.
         talk: How a conversation is put to it; None where it cannot chat.
+        adapter: What its requests ask the engine for; None for the model as it is.
+        users: Requests that are under way, of all that share the engine.
+        source: Where it came from, how that looked then, and the step of training; None where
+            that is not known.
     """
 
-    def __init__(self, name: str, model: api.LanguageModel, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: api.LanguageModel,
+        config: ServeConfig,
+        *,
+        adapters: Mapping[str, Pairs] | None = None,
+        base: Hosted | None = None,
+    ) -> None:
         self.name, self.model, self.created = name, model, now()
+        self.parent = None if base is None else base.name
+        self.adapter = None if base is None else name
+        self.users: set[asyncio.Task[Any]] = set() if base is None else base.users
+        self.source: Source | None = None
+        self.state: State | None = None
+        self.step: int | None = None
         self.verbs: set[str] = set()
         self.worker: Worker | None = None
         self.talk: Conversation | None = None
         kinds: dict[str, Callable[[list[Any]], list[Any]]] = {}
         if model.kind == "causal" and model.tokenizer is not None:
-            engine = Engine(
-                model.model, model.tokenizer, most=config.most,
-                tokens_per_step=config.tokens_per_step,
-                cache_bytes=config.cache_bytes, guesser=PromptLookup(),
-            )  # fmt: skip
-            self.worker = Worker(engine, waiting=config.waiting)
+            if base is not None:
+                self.worker = base.worker
+            else:
+                engine = Engine(
+                    model.model, model.tokenizer, most=config.most,
+                    tokens_per_step=config.tokens_per_step,
+                    cache_bytes=config.cache_bytes, guesser=PromptLookup(), adapters=adapters,
+                )  # fmt: skip
+                self.worker = Worker(engine, waiting=config.waiting)
             self.talk = Conversation(model.generator, model.info)
             self.verbs |= {"complete", "chat"}
             kinds["score"] = self._scores
@@ -82,45 +108,32 @@ class Hosted:
             kinds["attend"] = self._attentions
         self.desk = Desk(kinds, waiting=config.waiting)
 
-    @classmethod
-    def open(cls, folder: str, config: ServeConfig, *, device: str = "auto") -> Hosted:
-        """Load a run or model folder; `name=folder` gives it another name than the folder's.
-
-        Raises:
-            InkstoneError: As of `inkstone.load`.
-            UsageError: It holds nothing that can be served.
-        """
-        name, equals, path = folder.partition("=")
-        if not equals or "/" in name:
-            name, path = Path(folder).resolve().name, folder
-        if not name or len(name) > NAME_CHARS:
-            raise UsageError(f"{name!r} is no name for a model", fix="write NAME=FOLDER")
-        model = api.load(path, device=device)
-        if not isinstance(model, api.LanguageModel):
-            raise UsageError(f"{path} holds word vectors, which answer no requests")
-        hosted = cls(name, model, config)
-        if not hosted.verbs:
-            raise UsageError(f"{path} ({model.family}) does nothing that can be asked over HTTP")
-        return hosted
-
     def start(self) -> None:
         """Begin; called inside the event loop."""
         self.desk.start()
-        if self.worker is not None:
+        if self.worker is not None and self.adapter is None:
             self.worker.start()
 
     def stop(self) -> None:
         """End the threads."""
         self.desk.stop()
-        if self.worker is not None:
+        if self.worker is not None and self.adapter is None:
             self.worker.stop()
+
+    def used(self) -> None:
+        """The request that asks uses it until it has ended; called in its task."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.users.add(task)
+        task.add_done_callback(self.users.discard)
 
     def about(self) -> dict[str, Any]:
         """An entry of `/v1/models`."""
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "inkstone",
             "family": self.model.family, "parameters": self.model.n_parameters,
-            "context": self.model.context, "can": sorted(self.verbs),
+            "context": self.model.context, "can": sorted(self.verbs), "parent": self.parent,
+            "step": self.step, "loaded_at": self.created,
         }  # fmt: skip
 
     def asked(self, messages: Sequence[Mapping[str, str]], config: SamplingConfig) -> Asked:
@@ -139,7 +152,7 @@ class Hosted:
                 f"tokens: its first {put.dropped:,} messages would be lost; leave some out",
                 param="messages", code="context_length_exceeded",
             )  # fmt: skip
-        return put
+        return replace(put, adapter=self.adapter)
 
     def token_bytes(self, token: int) -> bytes:
         """The text of one token, which may be a part of a character."""

@@ -202,7 +202,11 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
         raise ApiError(400, "max_tokens=0 answers nothing without echo", param="max_tokens")
     ends = hosted.model.generator.end_ids
     configs = body.sampling(max(1, body.max_tokens), body.logprobs)
-    asked = [Asked(list(ids), config, ends) for ids, _ in prompts for config in configs]
+    asked = [
+        Asked(list(ids), config, ends, adapter=hosted.adapter)
+        for ids, _ in prompts
+        for config in configs
+    ]
     echoes: list[Echo] = []
     if body.echo:
         scores: list[list[TokenScore]] = [[] for _ in prompts]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from inkstone.inference.config import SamplingConfig
@@ -37,6 +37,11 @@ class Counts:
     answer_tokens: int = 0
     steps: int = 0
 
+    @classmethod
+    def sum(cls, several: Iterable[Counts]) -> Counts:
+        """Of all together."""
+        return cls(*map(sum, zip(*map(astuple, several), strict=True)))
+
 
 @dataclass(eq=False)
 class _Caller:
@@ -45,6 +50,7 @@ class _Caller:
     end_ids: Collection[int]
     told: asyncio.Queue[Chunk | BaseException]
     constraint: Constraint | None = None
+    adapter: str | None = None
     number: int | None = None
     gone: bool = False
 
@@ -60,11 +66,21 @@ class Worker(InThread["_Caller"]):
     def __init__(self, engine: Engine, *, waiting: int = 128) -> None:
         super().__init__("engine")
         self.engine, self.waiting = engine, waiting
-        self.counts = Counts()
+        self.counts_of = {name: Counts() for name in (None, *engine.adapters)}
         self._callers: dict[int, _Caller] = {}
 
+    @property
+    def counts(self) -> Counts:
+        """Of requests without an adapter."""
+        return self.counts_of[None]
+
     async def stream(
-        self, prompt: Sequence[int], config: SamplingConfig, *, end_ids: Collection[int] = ()
+        self,
+        prompt: Sequence[int],
+        config: SamplingConfig,
+        *,
+        end_ids: Collection[int] = (),
+        adapter: str | None = None,
     ) -> AsyncIterator[Chunk]:
         """Chunks of one answer. Leaving early (`aclose`, a cancelled task) ends it for good.
 
@@ -75,7 +91,7 @@ class Worker(InThread["_Caller"]):
         """
         at_once = self.engine.scheduler.most
         self._check(at_once + self.waiting, max(1, self._open // at_once))
-        caller = _Caller(prompt, config, end_ids, asyncio.Queue())
+        caller = _Caller(prompt, config, end_ids, asyncio.Queue(), adapter=adapter)
         self._open += 1
         try:
             if config.constrained:  # it takes a while, and the engine should not wait
@@ -128,27 +144,30 @@ class Worker(InThread["_Caller"]):
         if self._stopping:
             return self._send([(caller, Stopped())])
         try:
-            caller.number = self.engine.submit(caller.prompt, caller.config, end_ids=caller.end_ids)
+            caller.number = self.engine.submit(
+                caller.prompt, caller.config, end_ids=caller.end_ids, adapter=caller.adapter
+            )
         except Exception as error:
             return self._send([(caller, error)])
         self._callers[caller.number] = caller
-        self.counts.prompt_tokens += len(caller.prompt)
+        self.counts_of[caller.adapter].prompt_tokens += len(caller.prompt)
         return None
 
     def _forget(self, caller: _Caller) -> None:
         if caller.number is not None and self._callers.pop(caller.number, None) is not None:
             self.engine.cancel(caller.number)
-            self.counts.cancelled += 1
+            self.counts_of[caller.adapter].cancelled += 1
 
     def _tell(self, chunks: Sequence[Chunk]) -> None:
         told: list[tuple[_Caller, Any]] = []
         for chunk in chunks:
             caller = self._callers[chunk.index]
-            self.counts.answer_tokens += len(chunk.ids)
+            counts = self.counts_of[caller.adapter]
+            counts.answer_tokens += len(chunk.ids)
             told.append((caller, chunk))
             if chunk.finish_reason is not None:
                 del self._callers[chunk.index]
-                self.counts.answered += 1
+                counts.answered += 1
         self._send(told)
 
     def _fail(self, error: Exception | None) -> None:

@@ -11,7 +11,14 @@ import torch
 
 import inkstone as ink
 from inkstone.checkpoint import read_tensors, save_model, write_tensors
-from inkstone.checkpoint.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
+from inkstone.checkpoint.adapters import (
+    ABOUT,
+    CONFIG,
+    WEIGHTS,
+    base_fingerprint,
+    load_adapter,
+    save_adapter,
+)
 from inkstone.errors import CheckpointError, ModelError, UsageError
 from inkstone.models import gpt2, lamda, llama, lstm, mixtral
 from inkstone.nn import lora
@@ -203,6 +210,11 @@ def test_hostile_and_foreign_adapters(tmp_path: Path) -> None:
 # --- a run ---------------------------------------------------------------------------------------
 
 
+SETTINGS = {"task.name": "instructions", "model.d_model": 32, "model.n_layers": 1,
+            "model.n_heads": 2, "tokenizer.vocab_size": 300, "training.precision": "fp32",
+            "training.max_steps": 60, "training.lr": 0.01, "evaluation.samples": 0}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base that knows turns, and questions with two sorts of answers."""
@@ -210,10 +222,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, word in (("yes", "Yes."), ("no", "No!")):
         rows = [{"instruction": f"Is {i} a number?", "output": f"{word}"} for i in range(40)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = {"task.name": "instructions", "model.d_model": 32, "model.n_layers": 1,
-                "model.n_heads": 2, "tokenizer.vocab_size": 300, "training.precision": "fp32",
-                "training.max_steps": 60, "training.lr": 0.01, "evaluation.samples": 0}  # fmt: skip
-    ink.train(data=folder / "yes.jsonl", run=folder / "base", cache=folder / "c", settings=settings)
+    ink.train(data=folder / "yes.jsonl", run=folder / "base", cache=folder / "c", settings=SETTINGS)
     return folder
 
 
@@ -246,6 +255,12 @@ def test_a_run_trains_adapters_and_merging_gives_its_model(
     assert main(command) == 0 and main(command) == 1  # nothing is overwritten
     with torch.no_grad():
         torch.testing.assert_close(ink.load(place).model(IDS), adapted.model(IDS))
+    about = json.loads((tmp_path / "run" / "adapter" / ABOUT).read_text())
+    assert about["base"] == {"name": "base", "fingerprint": base_fingerprint(base.model)}
+    ink.train(data=folder / "no.jsonl", run=tmp_path / "other", cache=folder / "c",
+              settings=SETTINGS | {"training.seed": 7})  # fmt: skip
+    with pytest.raises(CheckpointError, match="trained on another model: 'base'"):
+        ink.load(tmp_path / "other").adapted(tmp_path / "run")
     embed = [m.model.embed.weight for m in (base, tuned)]
     torch.testing.assert_close(*embed, rtol=0, atol=0)
 

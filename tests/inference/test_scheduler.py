@@ -24,9 +24,9 @@ def following(ids: Sequence[int]) -> int:
 class Client:
     """One request, and what it should get."""
 
-    def __init__(self, prompt: list[int], wanted: int, deadline: float) -> None:
+    def __init__(self, prompt: list[int], adapter: int, wanted: int, deadline: float) -> None:
         self.prompt, self.wanted, self.deadline = prompt, wanted, deadline
-        self.request = Request(list(prompt))
+        self.request = Request(list(prompt), adapter)
 
     @property
     def answer(self) -> list[int]:
@@ -46,7 +46,7 @@ class Simulation:
         self.chance = chance = random.Random(seed)
         self.longest = chance.randint(8, 40)
         self.n_pages = -(-self.longest // PAGE) + chance.randint(0, 12)
-        self.memory: dict[tuple[int, int], int] = {}
+        self.memory: dict[tuple[int, int], tuple[int, int]] = {}  # a token, and whose keys it has
         most = chance.randint(1, 8)
         self.scheduler = Scheduler(
             Pages(self.n_pages, PAGE),
@@ -84,7 +84,8 @@ class Simulation:
         length = self.chance.randint(1, self.longest - 1)
         prompt = [self.chance.randrange(2) for _ in range(length)]
         wanted = self.chance.randint(1, self.longest - length)
-        client = Client(prompt, wanted, self.now + self.chance.choice([5.0, 50.0, 1e9]))
+        deadline = self.now + self.chance.choice([5.0, 50.0, 1e9])
+        client = Client(prompt, self.chance.randrange(3), wanted, deadline)
         self.clients.append(client)
         self.scheduler.add(client.request)
 
@@ -129,13 +130,15 @@ class Simulation:
         for place, token in enumerate(part.ids, part.start):
             page = part.request.pages[place // PAGE]
             assert place // PAGE >= part.request.filed, "a page that others may read was written"
-            self.memory[page, place % PAGE] = token
+            self.memory[page, place % PAGE] = token, part.request.adapter
 
     def choose(self, part: Part) -> None:
         """Accept what was guessed right, and one token more."""
         end = part.start + len(part.ids)
         pages = part.request.pages
-        text = [self.memory[pages[i // PAGE], i % PAGE] for i in range(end)]
+        found = [self.memory[pages[i // PAGE], i % PAGE] for i in range(end)]
+        assert all(a == part.request.adapter for _, a in found), "read with another adapter"
+        text = [token for token, _ in found]
         assert text[: len(part.request.ids)] == part.request.ids[:end], "somebody else's tokens"
         if not part.scored:
             return
@@ -209,3 +212,15 @@ def test_pages_are_neither_lost_nor_doubled(steps: list[tuple[bool, int]]) -> No
         assert pages.available == 4 - len({n for n, _ in held})
         by_token = {t: n for n, t in held}
         assert all(by_token[t] == n for n, t in held), "one beginning, two pages"
+
+
+def test_no_page_is_shared_between_adapters() -> None:
+    scheduler = Scheduler(Pages(32, PAGE))
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    requests = [Request(list(text), adapter) for adapter in (0, 1, 2, 1, 0)]
+    for request in requests:
+        scheduler.add(request)
+        scheduler.done(scheduler.plan())
+    plain, one, two, *again = (request.pages[:2] for request in requests)
+    assert not set(plain) & set(one) and not set(one) & set(two) and not set(plain) & set(two)
+    assert again == [one, plain]  # with the same adapter the beginning is read once

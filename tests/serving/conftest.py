@@ -18,6 +18,7 @@ from inkstone.models import gpt2
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.hosted import Hosted
 from inkstone.serving.server import Server
+from inkstone.serving.source import Source
 from inkstone.tokenizers.config import TokenizerConfig
 from inkstone.tokenizers.train import train
 
@@ -39,13 +40,14 @@ def small_model(**info: Any) -> api.LanguageModel:
 
 
 @contextlib.contextmanager
-def running(*models: tuple[str, api.LanguageModel], **settings: Any) -> Iterator[Server]:
-    """A server in a thread of its own."""
+def running(*models: tuple[str, api.LanguageModel] | Source, **settings: Any) -> Iterator[Server]:
+    """A server in a thread of its own, of models or of folders."""
     config = ServeConfig(port=0, grace_s=2.0, **settings)
     up = threading.Event()
-    server = Server(
-        [Hosted(name, model, config) for name, model in models], config, told=lambda _: up.set()
-    )
+    hosted: list[Hosted] = []
+    for one in models:
+        hosted += one.open(config) if isinstance(one, Source) else [Hosted(*one, config)]
+    server = Server(hosted, config, told=lambda _: up.set())
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert up.wait(30), "the server did not start"

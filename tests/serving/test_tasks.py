@@ -19,8 +19,8 @@ from inkstone.inspection.attention import attention
 from inkstone.inspection.attribution import attribute
 from inkstone.recipe import Recipe
 from inkstone.serving.desk import Desk
-from inkstone.serving.hosted import Hosted
 from inkstone.serving.server import Server
+from inkstone.serving.source import Source, named
 from tests.serving.conftest import Start, small_model
 from tests.serving.test_guard import ask
 
@@ -216,7 +216,7 @@ def test_what_waits_together_is_done_together() -> None:
 def test_names_are_checked(tmp_path: Path, runs: dict[str, Path]) -> None:
     from inkstone.serving.config import ServeConfig
 
-    one = Hosted.open(f"mine={runs['labels']}", ServeConfig(), device="cpu")
-    assert one.name == "mine" and Hosted.open(str(runs["tags"]), ServeConfig()).name == "run"
+    (one,) = Source(*named(f"mine={runs['labels']}"), device="cpu").open(ServeConfig())
+    assert one.name == "mine" and named(str(runs["tags"]))[0] == "run"
     with pytest.raises(UsageError, match="no name"):
-        Hosted.open("=x", ServeConfig())
+        named("=x")
