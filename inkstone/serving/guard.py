@@ -31,6 +31,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = frozenset({"/health/live", *PATHS})
 # Their answers grow token by token; what else is posted is done at once.
 GROWING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+SHORT_BYTES = 1 << 16
 HELD = "inkstone.held"  # in a request's scope: what is given back when its answer was sent
 HEADERS = {
     "Cache-Control": "no-store",
@@ -135,7 +136,8 @@ class Guard:
             if began:
                 raise
             content = json.dumps(error.body(), ensure_ascii=False).encode("utf-8", "replace")
-            await _plain(sending, error.status, content, error.headers)
+            close = {} if _short(headers) else {"Connection": "close"}
+            await _plain(sending, error.status, content, error.headers | close)
         return None
 
     def _check_name(self, headers: dict[bytes, list[bytes]]) -> None:
@@ -230,13 +232,19 @@ def hold(scope: Scope, taken: AbstractContextManager[None]) -> None:
     scope[HELD].enter_context(taken)
 
 
+def _short(headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether so little is left of a body that it is rather read than the connection given up."""
+    if b"transfer-encoding" in headers or b"expect" in headers:
+        return False
+    (length, *more) = headers.get(b"content-length", [b"0"])
+    return not more and length.isdigit() and len(length) <= 9 and int(length) <= SHORT_BYTES
+
+
 async def _plain(
     send: Send, status: int, content: bytes, headers: dict[str, str] | None = None
 ) -> None:
     given = {"content-type": "application/json", "content-length": str(len(content))}
     given |= {k.lower(): v for k, v in (headers or {}).items()}
-    if status >= 400:  # what is left of the body is not read
-        given["connection"] = "close"
     await send(
         {"type": "http.response.start", "status": status,
          "headers": [(k.encode(), v.encode()) for k, v in given.items()]}

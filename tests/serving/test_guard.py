@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from inkstone.serving import server as serving
+from inkstone.serving import connection as connections
 from inkstone.serving.server import Server
 from tests.serving.conftest import Start, small_model
 
@@ -36,10 +36,10 @@ def ask(
 
 
 def raw(server: Server, sent: bytes, wait_s: float = 20) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=wait_s) as connection:
-        connection.sendall(sent)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait_s) as client:
+        client.sendall(sent)
         parts = []
-        while part := connection.recv(1 << 16):
+        while part := client.recv(1 << 16):
             parts.append(part)
             if b"\r\n\r\n" in b"".join(parts):
                 break
@@ -179,7 +179,7 @@ def test_lengths_that_lie(server: Server) -> None:
 
 
 def test_what_comes_too_slowly_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     server = start(("small", small_model()), body_timeout_s=0.3)
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
