@@ -46,7 +46,6 @@ class Tally:
         rejects_s: Time to be turned away, of each.
         lags_s: How late the client itself was.
         tokens_per_s: Of answers.
-        answers_per_s: That came to their end.
         memory: Bytes of the server, once a second.
     """
 
@@ -54,7 +53,6 @@ class Tally:
     rejects_s: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     tokens_per_s: float = 0.0
-    answers_per_s: float = 0.0
     memory: list[int] = field(default_factory=list)
 
     def faults(self) -> int:
@@ -115,7 +113,6 @@ async def watch(server: Served, seconds: float, tally: Tally) -> None:
         tally.memory.append(server.memory())
     after, took = await asyncio.to_thread(server.metrics), time.perf_counter() - began
     tally.tokens_per_s = (after["inkstone_answer_tokens"] - before["inkstone_answer_tokens"]) / took
-    tally.answers_per_s = (after["inkstone_answered"] - before["inkstone_answered"]) / took
 
 
 async def closed(server: Served, clients: int, seconds: float, warm_s: float) -> Tally:
@@ -167,7 +164,8 @@ def prove(
     options = ("--most", str(most), "--waiting", str(2 * most))
     with served(save(folder / "model", **shape), *options, threads=threads) as server:
         first = asyncio.run(closed(server, most, seconds / 2, warm_s))
-        rate = times * first.answers_per_s
+        capacity = first.tokens_per_s / ANSWER
+        rate = times * capacity
         over = asyncio.run(opened(server, rate, seconds, warm_s))
         last = asyncio.run(closed(server, most, seconds / 2, warm_s))
         found = server.metrics()
@@ -175,7 +173,7 @@ def prove(
     start, end = over.memory[0], over.memory[-1]
     facts: dict[str, Any] = {
         "shape": shape, "at_once": most, "waiting": 2 * most, "seconds": seconds,
-        "capacity_answers_per_s": round(first.answers_per_s, 3),
+        "capacity_answers_per_s": round(capacity, 3),
         "offered_per_s": round(rate, 3),
         "statuses": dict(over.statuses),
         "reject_ms": _milliseconds(over.rejects_s),

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_TIMEOUT_S = 10.0  # for the head of a request to arrive
 STALL_S = 30.0  # for a client to read anything of what waits for it
 LINGER_S = 2.0  # for a client to read an answer that came before it had sent everything
+LINGER_BYTES = 1 << 25  # that it may go on to send meanwhile
 MOST_CONNECTIONS = 8192
 OTHER_FILES = 128
 
@@ -45,6 +46,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
         self._ending: asyncio.TimerHandle | None = None
+        self._dropped = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -74,6 +76,12 @@ class Channel:
         self._ending = self._loop.call_later(LINGER_S, self._transport.abort)
         self._transport.write_eof()
         self._transport.resume_reading()
+
+    def drop(self, data: bytes) -> None:
+        """Something came that nobody reads any more."""
+        self._dropped += len(data)
+        if self._dropped > LINGER_BYTES:
+            self._transport.abort()
 
     def ended(self) -> None:
         """The connection is lost."""
@@ -110,8 +118,9 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return self.transport.drop(data)  # type: ignore[attr-defined, no-any-return]
+        return super().data_received(data)
 
     def handle_events(self) -> None:
         super().handle_events()

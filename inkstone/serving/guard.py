@@ -57,6 +57,10 @@ class Gate:
         self.refused = 0
         self._open = {True: 0, False: 0}
 
+    def open(self, *, growing: bool) -> int:
+        """Requests of one of the two kinds that are open now."""
+        return self._open[growing]
+
     @contextlib.contextmanager
     def entered(self, scope: Scope) -> Iterator[None]:
         """A place for one request, as long as it is open.
