@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from benchmarks.common import ROOT
 from benchmarks.copy_model import tokenizer
 from benchmarks.loopback import Client, Served, post, served
 
-PROMPT, ANSWER, PROMPTS = 64, 64, 256  # characters, tokens, different ones
+PROMPT, ANSWER = 64, 64  # characters, which are tokens; tokens
 PATIENCE_S = 300.0
 MOST_REJECT_S, LEAST_SHARE, MOST_GROWTH = 0.050, 0.95, 0.05
 
@@ -73,12 +73,18 @@ def save(folder: Path, **shape: int) -> Path:
     return folder
 
 
-def requests(port: int) -> Iterator[bytes]:
-    """Different prompts, as they are sent, again and again."""
-    chance = random.Random(0)
-    body = {"max_tokens": ANSWER, "temperature": 0, "stream": True}
-    texts = ("".join(chance.choices("abcdefgh ", k=PROMPT)) for _ in range(PROMPTS))
-    return cycle([post(port, "/v1/completions", body | {"prompt": text}) for text in texts])
+def requests(port: int, first: int) -> Iterator[bytes]:
+    """As they are sent; no two begin alike, so that none finds its beginning read already.
+
+    Args:
+        port: Of the server.
+        first: A number of eight digits; the prompts' beginnings are counted from it.
+    """
+    place = "#" * 8
+    text = place + "".join(random.Random(0).choices("abcdefgh ", k=PROMPT - len(place)))
+    body = {"prompt": text, "max_tokens": ANSWER, "temperature": 0, "stream": True}
+    before, after = post(port, "/v1/completions", body).split(place.encode())
+    return (b"%b%d%b" % (before, number, after) for number in count(first))
 
 
 async def ask(client: Client, request: bytes, due: float, tally: Tally) -> None:
@@ -115,9 +121,9 @@ async def watch(server: Served, seconds: float, tally: Tally) -> None:
     tally.tokens_per_s = (after["inkstone_answer_tokens"] - before["inkstone_answer_tokens"]) / took
 
 
-async def closed(server: Served, clients: int, seconds: float, warm_s: float) -> Tally:
+async def closed(server: Served, clients: int, seconds: float, warm_s: float, first: int) -> Tally:
     """So many clients, each of which asks again once it is answered."""
-    client, tally, texts = Client(server.port), Tally(), requests(server.port)
+    client, tally, texts = Client(server.port), Tally(), requests(server.port, first)
     over = False
 
     async def one() -> None:
@@ -135,7 +141,7 @@ async def closed(server: Served, clients: int, seconds: float, warm_s: float) ->
 
 async def opened(server: Served, per_s: float, seconds: float, warm_s: float) -> Tally:
     """Requests that come at random moments, so many a second, whatever becomes of them."""
-    client, tally, texts = Client(server.port), Tally(), requests(server.port)
+    client, tally, texts = Client(server.port), Tally(), requests(server.port, 20_000_000)
     chance, tasks = random.Random(1), set[asyncio.Task[None]]()
 
     async def come() -> None:
@@ -163,11 +169,11 @@ def prove(
     """Everything that is to be told."""
     options = ("--most", str(most), "--waiting", str(2 * most))
     with served(save(folder / "model", **shape), *options, threads=threads) as server:
-        first = asyncio.run(closed(server, most, seconds / 2, warm_s))
+        first = asyncio.run(closed(server, most, seconds / 2, warm_s, 10_000_000))
         capacity = first.tokens_per_s / ANSWER
         rate = times * capacity
         over = asyncio.run(opened(server, rate, seconds, warm_s))
-        last = asyncio.run(closed(server, most, seconds / 2, warm_s))
+        last = asyncio.run(closed(server, most, seconds / 2, warm_s, 80_000_000))
         found = server.metrics()
     alone = (first.tokens_per_s + last.tokens_per_s) / 2
     start, end = over.memory[0], over.memory[-1]

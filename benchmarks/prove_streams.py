@@ -63,7 +63,7 @@ class Asked:
         leaves = chance.random() < LEAVERS
         return cls(
             nonce, chance.choice(BEGINNINGS) + nonce, tokens, chance.random() >= WHOLE,
-            chance.randint(-1, tokens) if leaves else None, chance.random() < 0.5,
+            chance.randint(-1, 8) if leaves else None, chance.random() < 0.5,
         )  # fmt: skip
 
     def request(self, port: int) -> bytes:

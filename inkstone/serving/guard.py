@@ -126,14 +126,8 @@ class Guard:
                 return await _plain(sending, 204, b"")
             key = self._check_key(scope, headers)
             self._check_body(headers)
-            if self._busy[key] >= self.config.per_key:
-                raise ApiError(
-                    429, f"{self.config.per_key} requests of yours are open already",
-                    headers={"Retry-After": "1"},
-                )  # fmt: skip
-            with self.gate.entered(scope), contextlib.ExitStack() as held:
-                self._busy[key] += 1
-                held.callback(self._busy.subtract, [key])
+            counted = self._counted(key)
+            with counted, self.gate.entered(scope), contextlib.ExitStack() as held:
                 scope[HELD] = held
                 await self.app(scope, self._limited(receive), sending)
         except ApiError as error:
@@ -143,6 +137,20 @@ class Guard:
             close = {} if _short(headers) else {"Connection": "close"}
             await _plain(sending, error.status, content, error.headers | close)
         return None
+
+    @contextlib.contextmanager
+    def _counted(self, key: bytes) -> Iterator[None]:
+        """One more request of a key; where none is needed, everybody may have all places."""
+        if key and self._busy[key] >= self.config.per_key:
+            raise ApiError(
+                429, f"{self.config.per_key} requests of yours are open already",
+                headers={"Retry-After": "1"},
+            )  # fmt: skip
+        self._busy[key] += 1
+        try:
+            yield
+        finally:
+            self._busy[key] -= 1
 
     def _check_name(self, headers: dict[bytes, list[bytes]]) -> None:
         names = headers.get(b"host", [])

@@ -106,6 +106,27 @@ def test_a_full_server_still_tells_how_it_is(full: Server) -> None:
     assert ask(full, {"text": "Hello"}, path="/tokenize")[0] == 200
 
 
+def test_a_key_has_its_share_of_places(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where no key is set, all places are everybody's."""
+    monkeypatch.setattr(hosted, "Engine", Slow)
+    Slow.gate.clear()
+    mine, other = "a-key-of-the-test", "another-key-of-it"
+    raw = json.dumps({"prompt": "It was", "max_tokens": 2}).encode()
+    for keys in ((mine, other), ()):
+        server = start(("small", small_model()), keys=keys, per_key=2)
+        clients = [connect(server) for _ in range(2)]
+        for client in clients:
+            client.sendall(head(server, len(raw), f"Authorization: Bearer {mine}") + raw)
+        assert until(lambda server=server: len(worker_of(server)) == 2)
+        live = ask(server, None, path="/v1/models", method="GET")
+        assert live[0] == (429 if keys else 200), live
+        bearer = f"Bearer {other}"
+        assert ask(server, None, path="/v1/models", method="GET", Authorization=bearer)[0] == 200
+        for client in clients:
+            client.close()
+    Slow.gate.set()
+
+
 def test_who_leaves_while_waiting_gives_the_place_back(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
