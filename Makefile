@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types peers prove-resume prove-save prove-export bench clean
+.PHONY: help setup demo test lint types peers prove-resume prove-save prove-export prove-overload prove-streams bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/ — /'
@@ -41,6 +41,12 @@ prove-save: $(STAMP) # every system call of a save killed, then failed with ENOS
 
 prove-export: $(STAMP) # what llama.cpp, ONNX Runtime and CTranslate2 make of exported models
 	$(BIN)/python -m benchmarks.prove_export
+
+prove-overload: $(STAMP) # ten times what the server can answer for two minutes, on a machine at rest
+	$(BIN)/python -m benchmarks.prove_overload
+
+prove-streams: $(STAMP) # 10,000 streams with random cancels: none lost, doubled or crossed
+	$(BIN)/python -m benchmarks.prove_streams
 
 peers: $(STAMP) # programs that benchmarks compare with and that are compiled here, minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-peers.txt

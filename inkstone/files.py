@@ -239,10 +239,22 @@ def read_json(path: Path, max_bytes: int = 1 << 24) -> dict[str, Any]:
     return parse_json(raw, str(path))
 
 
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from bytes; errors as in `read_json`, naming `where`."""
+def parse_json(raw: bytes, where: str, *, most_keys: int | None = None) -> dict[str, Any]:
+    """A JSON object from bytes; errors as in `read_json`, naming `where`.
+
+    Args:
+        raw: UTF-8.
+        where: What it is called in errors.
+        most_keys: Of any one object in it; None for as many as there are.
+    """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if most_keys is not None and len(pairs) > most_keys:
+            raise ValueError(f"an object has {len(pairs):,} keys, of {most_keys:,} at most")
+        return _no_duplicates(pairs)
+
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=checked)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -145,6 +145,13 @@ def new_answer(
         UsageError: The prompt is empty, too long, or holds unknown ids; stop texts or a form are
             given without a tokenizer; the form is malformed or too complex.
     """
+    room = model.max_seq_len - len(prompt)  # a list of any length, so that is looked at first
+    if room < 1:
+        raise UsageError(
+            f"prompt {index} has {len(prompt):,} tokens, but the model's context holds "
+            f"{model.max_seq_len:,}, the answer included",
+            fix="shorten the prompt, or train a model with a larger max_seq_len",
+        )
     ids = [int(i) for i in prompt]
     if not ids:
         raise UsageError(f"prompt {index} has no tokens", fix="give an empty text instead")
@@ -152,13 +159,6 @@ def new_answer(
         raise UsageError(
             f"prompt {index} holds the id {min(ids) if min(ids) < 0 else max(ids)}, but the "
             f"model's vocabulary is 0 to {model.vocab_size - 1}"
-        )
-    room = model.max_seq_len - len(ids)
-    if room < 1:
-        raise UsageError(
-            f"prompt {index} has {len(ids):,} tokens, but the model's context holds "
-            f"{model.max_seq_len:,}, the answer included",
-            fix="shorten the prompt, or train a model with a larger max_seq_len",
         )
     if config.stop and tokenizer is None:
         raise UsageError("stop texts need a tokenizer", fix="give end_ids instead")

@@ -28,10 +28,10 @@ async def merged(
 ) -> AsyncGenerator[tuple[int, Chunk], None]:
     """Chunks of several answers as they come, each with the number of its request.
 
-    Leaving early ends all of them.
+    They have their places already (`Worker.places`). Leaving early ends all of them.
 
     Raises:
-        InkstoneError: As of `Worker.stream`, for any of them.
+        InkstoneError: As of `Worker.placed`, for any of them.
         ApiError: They were not complete in time.
     """
     told: asyncio.Queue[tuple[int, Chunk | BaseException]] = asyncio.Queue()
@@ -39,9 +39,7 @@ async def merged(
     async def follow(number: int, one: Asked) -> None:
         try:
             async with contextlib.aclosing(
-                worker.stream(  # type: ignore[type-var]
-                    one.ids, one.config, end_ids=one.end_ids, adapter=one.adapter
-                )
+                worker.placed(one.ids, one.config, one.end_ids, one.adapter)
             ) as chunks:
                 async for chunk in chunks:
                     told.put_nowait((number, chunk))

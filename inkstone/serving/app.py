@@ -12,23 +12,24 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from inkstone import __version__, registry
-from inkstone.errors import CheckpointError, InkstoneError
-from inkstone.files import parse_json
+from inkstone.errors import InkstoneError
+from inkstone.serving import body as bodies
 from inkstone.serving import openai, protocol
 from inkstone.serving import responses as newer
 from inkstone.serving.answers import unless_gone
 from inkstone.serving.config import ServeConfig
 from inkstone.serving.errors import ApiError, told
-from inkstone.serving.guard import Guard
+from inkstone.serving.guard import Gate, Guard
 from inkstone.serving.hosted import TEXT_VERBS, Hosted
 from inkstone.serving.page import PATHS, Page
 from inkstone.serving.reload import Reloader
 from inkstone.serving.runs import Watch
+from inkstone.serving.threads import beside
 from inkstone.serving.worker import Counts
 
 log = logging.getLogger("inkstone.serving")
@@ -52,6 +53,7 @@ class Service:
         self.config = config
         self.watch = Watch(config.watch)
         self.ready = False
+        self.gate = Gate(self.places, config.most)
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "inkstone_requests", "Requests, by address and status.", ("path", "status"),
@@ -61,6 +63,9 @@ class Service:
             "inkstone_request_seconds", "From the first byte to the last.", ("path",),
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
+        self._refused = Gauge(
+            "inkstone_refused", "Requests that found no place.", registry=self.registry
+        )
         labels = ("model",)
         reloads = Counter(
             "inkstone_reloads", "New checkpoints, by model and whether they are served.",
@@ -110,6 +115,13 @@ class Service:
         one.used()
         return one
 
+    def places(self, growing: bool) -> int:
+        """Requests that may be open: of those whose answers grow token by token, or of others."""
+        workers = {one.worker for one in self.hosted.values()} - {None}  # adapters share one
+        if growing:
+            return sum(w.engine.scheduler.most + w.waiting for w in workers if w is not None)
+        return self.config.waiting * len(self.hosted)
+
     def start(self) -> None:
         """Begin; called inside the event loop."""
         for one in self.hosted.values():
@@ -129,6 +141,7 @@ class Service:
 
     def metrics(self) -> bytes:
         """For Prometheus."""
+        self._refused.set(self.gate.refused)
         for name, one in self.hosted.items():
             values = {"waiting": len(one.desk), "running": 0}
             if one.worker is not None:
@@ -171,7 +184,7 @@ def create_app(hosted: Sequence[Hosted], config: ServeConfig) -> ASGIApp:
     _count(app, service)
     _routes(app, service)
     Page.read().add_to(app)
-    return Guard(app, config)
+    return Guard(app, config, service.gate)
 
 
 def _routes(app: FastAPI, service: Service) -> None:
@@ -187,7 +200,7 @@ def _routes(app: FastAPI, service: Service) -> None:
 
         def take(work: Callable[[Request, B], Awaitable[Any]]) -> None:
             async def handle(request: Request) -> Any:
-                return await work(request, await _body(request, kind))
+                return await work(request, await bodies.read(request, kind))
 
             app.add_api_route(
                 path, handle, methods=["POST"], response_model=answers, name=path,
@@ -272,16 +285,24 @@ def _routes(app: FastAPI, service: Service) -> None:
     @post("/tokenize", protocol.Tokenize)
     async def tokenize(request: Request, body: protocol.Tokenize) -> Any:
         tokenizer = _tokenizer(service.find(body.model))
-        ids = tokenizer.encode(body.text)
-        tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
-        return JSONResponse({"ids": ids, "tokens": tokens})
+
+        def work() -> dict[str, Any]:
+            ids = tokenizer.encode(body.text)
+            tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+            return {"ids": ids, "tokens": tokens}
+
+        return JSONResponse(await unless_gone(request, beside(work)))
 
     @post("/detokenize", protocol.Detokenize)
     async def detokenize(request: Request, body: protocol.Detokenize) -> Any:
         tokenizer = _tokenizer(service.find(body.model))
         if body.ids and max(body.ids) >= tokenizer.vocab_size:
             raise ApiError(400, f"ids end at {tokenizer.vocab_size - 1}", param="ids")
-        return JSONResponse({"text": tokenizer.decode(body.ids, skip_special=False)})
+
+        def work() -> dict[str, str]:
+            return {"text": tokenizer.decode(body.ids, skip_special=False)}
+
+        return JSONResponse(await unless_gone(request, beside(work)))
 
     @app.get("/health/live")
     async def live() -> Any:
@@ -312,30 +333,6 @@ ERRORS = {
     415: "the body is no JSON", 421: "another host's request", 429: "too many requests",
     503: "shutting down", 504: "not complete in time",
 }  # fmt: skip
-
-
-async def _body(request: Request, kind: type[B]) -> B:
-    """The body as an object of some kind.
-
-    Raises:
-        ApiError: It is no JSON, or no such object; names the field.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ApiError(415, "send JSON: Content-Type: application/json")
-    raw = await request.body()
-    try:
-        value = parse_json(raw, "the body")
-        return kind.model_validate(value)
-    except CheckpointError as error:
-        raise ApiError(400, error.message) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        text = f"{field}: {first['msg']}" if field else first["msg"]
-        if first["type"] == "extra_forbidden":
-            near = registry.did_you_mean(str(first["loc"][-1])[:100], list(kind.model_fields))
-            text = f"{field[:200]} is not supported; {near}"
-        raise ApiError(400, text[:500], param=field[:200] or None) from error
 
 
 def _tokenizer(one: Hosted) -> Any:

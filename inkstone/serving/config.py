@@ -23,7 +23,7 @@ class ServeConfig(Section):
         watch: Folders of runs whose curves are shown; each is a run, or holds runs.
         most: Requests that are answered at once, of each model.
         waiting: Requests that may wait beside those.
-        per_key: Requests of one key at once.
+        per_key: Requests of one key at once, where keys are set.
         tokens_per_step: Tokens of one pass of a model.
         cache_bytes: Keys and values of a model's requests.
         max_body_bytes: Largest body.

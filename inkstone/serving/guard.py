@@ -1,20 +1,25 @@
 """What stands before the application: who may ask, under which name, and how much.
 
-Every check is made before the body is read. Names, origins and keys are those of `ServeConfig`.
+Every check is made before the body is read: above all whether there is a place for one more
+request, so that it costs next to nothing to turn away the many that a crowded server cannot answer.
+Names, origins and keys are those of `ServeConfig`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from inkstone.serving.config import LOOPBACK, ServeConfig
-from inkstone.serving.errors import ApiError
+from inkstone.serving.errors import ApiError, told
 from inkstone.serving.page import PATHS
+from inkstone.serving.threads import Busy
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,11 +29,57 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Asked by what watches over the process; and files that are the same on every server, which tell
 # nothing about its models and ask for the key themselves.
 OPEN = frozenset({"/health/live", *PATHS})
+# Their answers grow token by token; what else is posted is done at once.
+GROWING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+SHORT_BYTES = 1 << 16
+HELD = "inkstone.held"  # in a request's scope: what is given back when its answer was sent
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+
+class Gate:
+    """Counts the requests that are open, and turns away the next one where all places are taken.
+
+    Args:
+        places: How many may be open: of those that are posted to addresses of `GROWING` (True), and
+            of all others (False).
+        at_once: How many are answered at once.
+
+    Attributes:
+        refused: How many were turned away so far.
+    """
+
+    def __init__(self, places: Callable[[bool], int], at_once: int) -> None:
+        self.places, self.at_once = places, at_once
+        self.refused = 0
+        self._open = {True: 0, False: 0}
+
+    def open(self, *, growing: bool) -> int:
+        """Requests of one of the two kinds that are open now."""
+        return self._open[growing]
+
+    @contextlib.contextmanager
+    def entered(self, scope: Scope) -> Iterator[None]:
+        """A place for one request, as long as it is open.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if scope["method"] != "POST":
+            yield
+            return
+        growing = scope["path"] in GROWING
+        if self._open[growing] >= max(1, self.places(growing)):
+            self.refused += 1
+            raise told(Busy(self._open[growing], max(1, self._open[growing] // self.at_once)))
+        self._open[growing] += 1
+        try:
+            yield
+        finally:
+            self._open[growing] -= 1
 
 
 class Guard:
@@ -37,10 +88,11 @@ class Guard:
     Args:
         app: What is guarded.
         config: Who may ask.
+        gate: How many may.
     """
 
-    def __init__(self, app: App, config: ServeConfig) -> None:
-        self.app, self.config = app, config
+    def __init__(self, app: App, config: ServeConfig, gate: Gate) -> None:
+        self.app, self.config, self.gate = app, config, gate
         self._keys = [key.encode() for key in config.keys]
         self._busy: Counter[bytes] = Counter()
 
@@ -74,22 +126,31 @@ class Guard:
                 return await _plain(sending, 204, b"")
             key = self._check_key(scope, headers)
             self._check_body(headers)
-            if self._busy[key] >= self.config.per_key:
-                raise ApiError(
-                    429, f"{self.config.per_key} requests of yours are open already",
-                    headers={"Retry-After": "1"},
-                )  # fmt: skip
-            self._busy[key] += 1
-            try:
+            counted = self._counted(key)
+            with counted, self.gate.entered(scope), contextlib.ExitStack() as held:
+                scope[HELD] = held
                 await self.app(scope, self._limited(receive), sending)
-            finally:
-                self._busy[key] -= 1
         except ApiError as error:
             if began:
                 raise
             content = json.dumps(error.body(), ensure_ascii=False).encode("utf-8", "replace")
-            await _plain(sending, error.status, content, error.headers)
+            close = {} if _short(headers) else {"Connection": "close"}
+            await _plain(sending, error.status, content, error.headers | close)
         return None
+
+    @contextlib.contextmanager
+    def _counted(self, key: bytes) -> Iterator[None]:
+        """One more request of a key; where none is needed, everybody may have all places."""
+        if key and self._busy[key] >= self.config.per_key:
+            raise ApiError(
+                429, f"{self.config.per_key} requests of yours are open already",
+                headers={"Retry-After": "1"},
+            )  # fmt: skip
+        self._busy[key] += 1
+        try:
+            yield
+        finally:
+            self._busy[key] -= 1
 
     def _check_name(self, headers: dict[bytes, list[bytes]]) -> None:
         names = headers.get(b"host", [])
@@ -174,13 +235,28 @@ class Guard:
         return limited
 
 
+def hold(scope: Scope, taken: AbstractContextManager[None]) -> None:
+    """Take something that a request gives back when its answer was sent, or nobody waits for it.
+
+    Raises:
+        InkstoneError: As of what is taken.
+    """
+    scope[HELD].enter_context(taken)
+
+
+def _short(headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether so little is left of a body that it is rather read than the connection given up."""
+    if b"transfer-encoding" in headers or b"expect" in headers:
+        return False
+    (length, *more) = headers.get(b"content-length", [b"0"])
+    return not more and length.isdigit() and len(length) <= 9 and int(length) <= SHORT_BYTES
+
+
 async def _plain(
     send: Send, status: int, content: bytes, headers: dict[str, str] | None = None
 ) -> None:
     given = {"content-type": "application/json", "content-length": str(len(content))}
     given |= {k.lower(): v for k, v in (headers or {}).items()}
-    if status >= 400:  # what is left of the body is not read
-        given["connection"] = "close"
     await send(
         {"type": "http.response.start", "status": status,
          "headers": [(k.encode(), v.encode()) for k, v in given.items()]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from inkstone import api
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 TEXT_VERBS = ("classify", "tag", "translate", "summarize")
 DIGITS = 4  # of a weight of attention that are told
+SHRINKING = 4  # characters that normalisation may make one of
 
 
 class Hosted:
@@ -137,7 +139,7 @@ class Hosted:
         }  # fmt: skip
 
     def asked(self, messages: Sequence[Mapping[str, str]], config: SamplingConfig) -> Asked:
-        """A conversation as the model's engine reads it.
+        """A conversation as the model's engine reads it; takes a while where it is long.
 
         Raises:
             ApiError: The conversation does not fit the context.
@@ -145,6 +147,7 @@ class Hosted:
             TokenizerError: A message is malformed.
         """
         assert self.talk is not None
+        self.check_length(sum(len(message["content"]) for message in messages), "messages")
         put = self.talk.ask(messages, config)
         if put.dropped:
             raise ApiError(
@@ -153,6 +156,27 @@ class Hosted:
                 param="messages", code="context_length_exceeded",
             )  # fmt: skip
         return replace(put, adapter=self.adapter)
+
+    def check_length(self, characters: int, param: str) -> None:
+        """Refuse a text that cannot fit the context before anything is done for it.
+
+        Raises:
+            ApiError: It has more characters than the context could hold of the longest token.
+        """
+        most = SHRINKING * self._longest_token * self.model.context
+        if characters > most:
+            raise ApiError(
+                400, f"{characters:,} characters do not fit the context of "
+                f"{self.model.context:,} tokens", param=param, code="context_length_exceeded",
+            )  # fmt: skip
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of text that one token adds at most."""
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None
+        text = (i for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids)
+        return max((len(self.token_bytes(i)) for i in text), default=1)
 
     def token_bytes(self, token: int) -> bytes:
         """The text of one token, which may be a part of a character."""

@@ -27,8 +27,10 @@ from inkstone.serving.answers import (
     whole,
 )
 from inkstone.serving.errors import ApiError
+from inkstone.serving.guard import hold
 from inkstone.serving.hosted import Hosted
 from inkstone.serving.protocol import ChatCompletions, Completions, Embeddings
+from inkstone.serving.threads import beside
 
 
 class Choices:
@@ -177,9 +179,14 @@ async def chat(request: Request, hosted: Hosted, body: ChatCompletions, timeout_
         raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
     most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    messages = [message.plain() for message in body.messages]
     configs = body.sampling(most, logprobs)
-    put = hosted.asked(messages, configs[0])  # they differ in their seeds alone
+    assert hosted.worker is not None
+    hold(request.scope, hosted.worker.places(body.n))
+
+    def put_to_it() -> Asked:  # they differ in their seeds alone
+        return hosted.asked([message.plain() for message in body.messages], configs[0])
+
+    put = await unless_gone(request, beside(put_to_it))
     asked = [
         replace(put, config=put.config.model_copy(update={"seed": config.seed}))
         for config in configs
@@ -197,11 +204,14 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
         raise ApiError(400, "best_of is not supported beyond n", param="best_of")
     if body.echo and body.stream:
         raise ApiError(400, "echo cannot be streamed", param="echo")
-    prompts = _prompts(hosted, body)
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens=0 answers nothing without echo", param="max_tokens")
+    several = _several(body)
     ends = hosted.model.generator.end_ids
     configs = body.sampling(max(1, body.max_tokens), body.logprobs)
+    assert hosted.worker is not None
+    hold(request.scope, hosted.worker.places(len(several) * body.n))
+    prompts = await unless_gone(request, beside(_prompts, hosted, body, several))
     asked = [
         Asked(list(ids), config, ends, adapter=hosted.adapter)
         for ids, _ in prompts
@@ -218,7 +228,8 @@ async def completions(request: Request, hosted: Hosted, body: Completions, timeo
                 tokenizer = hosted.model.generator.tokenizer
                 assert tokenizer is not None
                 first = ids[0] if body.logprobs is not None else None
-                echoes += [Echo(tokenizer.decode(ids), own, first)] * body.n
+                said = await unless_gone(request, beside(tokenizer.decode, ids))
+                echoes += [Echo(said, own, first)] * body.n
             else:
                 echoes += [Echo(text, own)] * body.n
     choices = Choices(
@@ -246,14 +257,18 @@ async def embeddings(request: Request, hosted: Hosted, body: Embeddings) -> Any:
             return [float(x) for x in vector]
         return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
-    tokenizer = hosted.model.tokenizer
-    assert tokenizer is not None
-    used = sum(map(len, tokenizer.encode_batch(texts)))
-    data = [
-        {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
-    ]
-    spent = {"prompt_tokens": used, "total_tokens": used}
-    return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": spent})
+    def told() -> JSONResponse:
+        tokenizer = hosted.model.tokenizer
+        assert tokenizer is not None
+        used = sum(map(len, tokenizer.encode_batch(texts)))
+        data = [
+            {"object": "embedding", "index": i, "embedding": shown(vector)}
+            for i, vector in enumerate(vectors)
+        ]
+        spent = {"prompt_tokens": used, "total_tokens": used}
+        return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": spent})
+
+    return await unless_gone(request, beside(told))
 
 
 async def _respond(
@@ -272,8 +287,8 @@ async def _respond(
     return Events(choices.events(again(first, chunks), usage=usage))
 
 
-def _prompts(hosted: Hosted, body: Completions) -> list[tuple[list[int], str | None]]:
-    """What is to be continued: ids, and the text where text was sent."""
+def _several(body: Completions) -> list[Any]:
+    """What is to be continued, each a text or ids."""
     given = body.prompt
     several: list[Any]
     if isinstance(given, str) or (given and isinstance(given[0], int)):
@@ -282,10 +297,21 @@ def _prompts(hosted: Hosted, body: Completions) -> list[tuple[list[int], str | N
         several = list(given)
     if not 0 < len(several) * body.n <= protocol.MOST_INPUTS:
         raise ApiError(400, f"give 1 to {protocol.MOST_INPUTS} prompts", param="prompt")
+    if body.suffix is not None and not all(isinstance(one, str) for one in several):
+        raise ApiError(400, "suffix goes with a prompt of text", param="suffix")
+    return several
+
+
+def _prompts(
+    hosted: Hosted, body: Completions, several: Sequence[Any]
+) -> list[tuple[list[int], str | None]]:
+    """The ids of what is to be continued, and the text where text was sent."""
     generator = hosted.model.generator
+    for one in several:
+        if isinstance(one, str):
+            hosted.check_length(len(one), "prompt")
     if body.suffix is not None:
-        if not all(isinstance(one, str) for one in several):
-            raise ApiError(400, "suffix goes with a prompt of text", param="suffix")
+        hosted.check_length(len(body.suffix), "suffix")
         room = min(max(1, body.max_tokens), generator.max_seq_len // 2)
         first = hosted.model.suffix_first
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -19,12 +19,16 @@ from inkstone.inference.sampling import TokenScore
 MOST_CHOICES = 16
 MOST_INPUTS = 2048
 MOST_MESSAGES = 10_000
+MOST_IDS = 1 << 17  # tokens of a request to `/detokenize`
 MAX_CHARS = 1 << 24
 MOST_EXPLAINED = 20_000  # characters of a text that is read once a word, or looked into
 
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARS)]
 Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+T = TypeVar("T")
+# the first thing that is wrong is told: a list of what is wrong with each of many costs seconds
+Several = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -69,10 +73,10 @@ class Sampled(Body):
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[str, float] | None = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
-    stop: Text | list[Text] | None = Field(default=None)
+    stop: Text | Several[Text] | None = Field(default=None)
     response_format: ResponseFormat | None = None
     regex: str | None = Field(default=None, max_length=MAX_FORM_CHARS)
-    choice: list[str] | None = Field(default=None, min_length=1, max_length=MAX_CHOICES)
+    choice: Several[str] | None = Field(default=None, min_length=1, max_length=MAX_CHOICES)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -120,7 +124,7 @@ class Sampled(Body):
 class Completions(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: Text | list[Text] | list[Id] | list[list[Id]] = ""
+    prompt: Text | Several[Text] | Several[Id] | Several[Several[Id]] = ""
     max_tokens: int = Field(default=16, ge=0, le=1 << 24)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
@@ -139,7 +143,7 @@ class ChatMessage(Body):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Several[TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
 
@@ -154,7 +158,7 @@ class ChatMessage(Body):
 class ChatCompletions(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: Several[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
     logprobs: bool = False
@@ -175,7 +179,7 @@ class InputMessage(Body):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[InputText]
+    content: Text | Several[InputText]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -192,7 +196,7 @@ class Responses(Body):
     """`POST /v1/responses`; nothing is stored, so every request brings the whole talk."""
 
     model: str | None = None
-    input: Text | list[InputMessage]
+    input: Text | Several[InputMessage]
     instructions: Text | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
     temperature: float = Field(default=1.0, ge=0, le=2)
@@ -216,7 +220,7 @@ class Responses(Body):
 class Embeddings(Body):
     """`POST /v1/embeddings`."""
 
-    input: Text | list[Text] = Field(...)
+    input: Text | Several[Text] = Field(...)
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1, le=1 << 16)
@@ -226,7 +230,7 @@ class Embeddings(Body):
 class Texts(Body):
     """`/v1/classify`, `/v1/tag`, `/v1/translate`, `/v1/summarize`."""
 
-    input: Text | list[Text]
+    input: Text | Several[Text]
     model: str | None = None
 
     @property
@@ -351,7 +355,7 @@ class Tokenize(Body):
 class Detokenize(Body):
     """`POST /detokenize`."""
 
-    ids: list[Id] = Field(max_length=1 << 20)
+    ids: Several[Id] = Field(max_length=MOST_IDS)
     model: str | None = None
 
 

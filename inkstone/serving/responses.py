@@ -22,8 +22,10 @@ from inkstone.serving.answers import (
     whole,
 )
 from inkstone.serving.errors import ApiError
+from inkstone.serving.guard import hold
 from inkstone.serving.hosted import Hosted
 from inkstone.serving.protocol import Responses
+from inkstone.serving.threads import beside
 
 
 async def responses(request: Request, hosted: Hosted, body: Responses, timeout_s: float) -> Any:
@@ -34,9 +36,10 @@ async def responses(request: Request, hosted: Hosted, body: Responses, timeout_s
     )  # fmt: skip
     if not body.messages:
         raise ApiError(400, "there is nothing to answer", param="input")
-    asked = hosted.asked(body.messages, config)
     worker = hosted.worker
     assert worker is not None
+    hold(request.scope, worker.places(1))
+    asked = await unless_gone(request, beside(hosted.asked, body.messages, config))
     told = Told(hosted, body, len(asked.ids))
     if not body.stream:
         (answer,) = await unless_gone(request, whole(worker, [asked], timeout_s))

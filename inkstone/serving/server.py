@@ -1,52 +1,24 @@
-"""The server itself: uvicorn, with limits on what has not become a request yet."""
+"""The server itself: uvicorn, with connections of our own."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from inkstone.errors import UsageError
 from inkstone.serving.app import create_app
 from inkstone.serving.config import ServeConfig
+from inkstone.serving.connection import Protocol
 from inkstone.serving.hosted import Hosted
 
-HEAD_TIMEOUT_S = 10.0  # for the head of a request to arrive
 HEAD_BYTES = 1 << 16
 IDLE_S = 15
 BACKLOG = 2048
-
-
-class Protocol(H11Protocol):
-    """A connection that is dropped where the head of its first request does not arrive in time."""
-
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._drop)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._arrived()
-        super().connection_lost(exc)
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None:
-            self._arrived()
-
-    def _arrived(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _drop(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.abort()
+SWITCH_S = 0.0005  # after which a thread that computes has to let others have the interpreter
 
 
 class Server(uvicorn.Server):
@@ -91,7 +63,8 @@ class Server(uvicorn.Server):
 def _listen(config: ServeConfig) -> socket.socket:
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], found[1])
+        # with its protocol named asyncio sends small pieces at once (TCP_NODELAY)
+        listening = socket.socket(*found[:3])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
     except OSError as error:
@@ -105,4 +78,7 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 def serve(hosted: Sequence[Hosted], config: ServeConfig, **options: Any) -> None:
     """Serve models until Ctrl-C or SIGTERM; answers that are on their way may end."""
+    # Every call of the system lets the interpreter go to the engine's thread, and to turn somebody
+    # away takes several: with Python's 5 ms each, that alone would be felt.
+    sys.setswitchinterval(SWITCH_S)
     Server(hosted, config, **options).run()

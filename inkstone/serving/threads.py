@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 from inkstone.errors import InkstoneError
 
+T = TypeVar("T")
 W = TypeVar("W")
+
+HELPERS = 2  # threads that read what requests bring; more of them would keep the model waiting
 
 
 class Busy(InkstoneError):
@@ -30,6 +35,21 @@ class Stopped(InkstoneError):
 
     def __init__(self, reason: str = "the server is shutting down") -> None:
         super().__init__(reason)
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(HELPERS, thread_name_prefix="helper")
+
+
+async def beside(work: Callable[..., T], *arguments: Any) -> T:
+    """Do what takes a while (reading a long body, a template, a prompt) beside the event loop.
+
+    A few threads do this for the whole process, one thing after the other. Nothing is handed to
+    them but the requests that were let in, so that their queue has an end; what nobody waits for
+    any more is not begun.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_helpers(), work, *arguments)
 
 
 class InThread(Generic[W]):
@@ -68,14 +88,14 @@ class InThread(Generic[W]):
     def _run(self) -> None:
         raise NotImplementedError
 
-    def _check(self, most: int, retry_after_s: int) -> None:
-        """Whether one more may wait.
+    def _check(self, most: int, retry_after_s: int, more: int = 1) -> None:
+        """Whether some more may wait.
 
         Raises:
-            Busy: There are `most` already.
+            Busy: With them there would be more than `most`.
             Stopped: The server is shutting down.
         """
-        if self._open >= most:
+        if self._open + more > most:
             raise Busy(self._open, retry_after_s)
         if self._stopping:
             raise Stopped

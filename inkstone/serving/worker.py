@@ -7,16 +7,18 @@ what the loop wants of it (a request, or to forget one) waits in a queue until t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from inkstone.errors import UsageError
 from inkstone.inference.config import SamplingConfig
 from inkstone.inference.constrained import Constraint, constraint_of
 from inkstone.inference.engine import Engine
 from inkstone.inference.stream import Chunk
-from inkstone.serving.threads import InThread, Stopped
+from inkstone.serving.threads import InThread, Stopped, beside
 
 
 @dataclass(slots=True)
@@ -74,6 +76,29 @@ class Worker(InThread["_Caller"]):
         """Of requests without an adapter."""
         return self.counts_of[None]
 
+    @contextlib.contextmanager
+    def places(self, answers: int) -> Iterator[None]:
+        """Places for some answers: all of them, or none where they are too many.
+
+        Raises:
+            Busy: Too many wait already.
+            UsageError: There never are that many places.
+            Stopped: The worker was stopped.
+        """
+        at_once = self.engine.scheduler.most
+        most = at_once + self.waiting
+        if answers > most:
+            raise UsageError(
+                f"{answers:,} answers are asked for, and there is room for {most:,}",
+                fix="ask for them in several requests",
+            )
+        self._check(most, max(1, self._open // at_once), answers)
+        self._open += answers
+        try:
+            yield
+        finally:
+            self._open -= answers
+
     async def stream(
         self,
         prompt: Sequence[int],
@@ -81,7 +106,7 @@ class Worker(InThread["_Caller"]):
         *,
         end_ids: Collection[int] = (),
         adapter: str | None = None,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Chunks of one answer. Leaving early (`aclose`, a cancelled task) ends it for good.
 
         Raises:
@@ -89,14 +114,24 @@ class Worker(InThread["_Caller"]):
             UsageError: The prompt is empty, too long, or holds unknown ids.
             Stopped: The worker was stopped or its engine failed.
         """
-        at_once = self.engine.scheduler.most
-        self._check(at_once + self.waiting, max(1, self._open // at_once))
+        with self.places(1):
+            one = self.placed(prompt, config, end_ids, adapter)
+            async with contextlib.aclosing(one) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def placed(
+        self,
+        prompt: Sequence[int],
+        config: SamplingConfig,
+        end_ids: Collection[int],
+        adapter: str | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """The same for one that has its place already (`places`)."""
         caller = _Caller(prompt, config, end_ids, asyncio.Queue(), adapter=adapter)
-        self._open += 1
         try:
             if config.constrained:  # it takes a while, and the engine should not wait
-                tokenizer = self.engine.tokenizer
-                caller.constraint = await asyncio.to_thread(constraint_of, config, tokenizer)
+                caller.constraint = await beside(constraint_of, config, self.engine.tokenizer)
             self._wishes.put(caller)
             while True:
                 found = await caller.told.get()
@@ -106,7 +141,6 @@ class Worker(InThread["_Caller"]):
                 if found.finish_reason is not None:
                     return
         finally:
-            self._open -= 1
             caller.gone = True
             self._wishes.put(caller)
 
@@ -145,7 +179,11 @@ class Worker(InThread["_Caller"]):
             return self._send([(caller, Stopped())])
         try:
             caller.number = self.engine.submit(
-                caller.prompt, caller.config, end_ids=caller.end_ids, adapter=caller.adapter
+                caller.prompt,
+                caller.config,
+                end_ids=caller.end_ids,
+                adapter=caller.adapter,
+                constraint=caller.constraint,
             )
         except Exception as error:
             return self._send([(caller, error)])

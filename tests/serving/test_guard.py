@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from inkstone.serving import server as serving
+from inkstone.serving import connection as connections
 from inkstone.serving.server import Server
-from tests.serving.conftest import Start, small_model
+from tests.serving.conftest import CONTEXT, Start, small_model
 
 KEY = "a-key-of-the-test"
 BODY = {"model": "small", "prompt": "It was", "max_tokens": 2}
@@ -36,10 +36,10 @@ def ask(
 
 
 def raw(server: Server, sent: bytes, wait_s: float = 20) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=wait_s) as connection:
-        connection.sendall(sent)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait_s) as client:
+        client.sendall(sent)
         parts = []
-        while part := connection.recv(1 << 16):
+        while part := client.recv(1 << 16):
             parts.append(part)
             if b"\r\n\r\n" in b"".join(parts):
                 break
@@ -92,7 +92,7 @@ def test_bodies(server: Server, body: bytes, status: int) -> None:
 def test_messages(server: Server) -> None:
     path = "/v1/chat/completions"
     for messages in (
-        [{"role": "user", "content": "\u0000"}] * 20_000,
+        [{"role": "user", "content": "\u0000"}] * 100_000,
         [
             {
                 "role": "user",
@@ -116,10 +116,9 @@ def test_addresses_and_methods(server: Server) -> None:
     assert ask(server, method="PUT")[0] == 405
     assert ask(server, method="BREW")[0] == 405
     assert ask(server, path="/" + "a" * 60_000)[0] in (400, 404, 414)
-    ranges = ",".join(f"{i}-{i}" for i in range(8_000))
-    assert (
-        ask(server, path="/v1/models", method="GET", body=None, Range=f"bytes={ranges}")[0] == 200
-    )
+    ranges = "bytes=" + ",".join(["0-0"] * 10_000)
+    for path in ("/", "/v1/models"):
+        assert ask(server, path=path, method="GET", body=None, Range=ranges)[0] == 200
     assert ask(server, Content_Type="text/plain")[0] == 415
     assert ask(server, b"\x1f\x8b", Content_Encoding="gzip")[0] == 415
 
@@ -166,7 +165,7 @@ def test_lengths_that_lie(server: Server) -> None:
         "Transfer-Encoding: gzip\r\n\r\n",
         "Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
         "X: " + "y" * 200_000 + "\r\n\r\n",
-        "".join(f"X{i}: y\r\n" for i in range(20_000)) + "\r\n",
+        "".join(f"X{i}: y\r\n" for i in range(100_000)) + "\r\n",
         "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ):
         try:
@@ -178,8 +177,95 @@ def test_lengths_that_lie(server: Server) -> None:
     assert ask(server)[0] == 200
 
 
+@pytest.mark.parametrize("start_", ["GET / HTTP/1.1\r\nX: ", "GET /", "BREW"])
+def test_heads_that_never_end(server: Server, start_: str) -> None:
+    """A gigabyte of one header, of an address, of a method: given up long before."""
+    sent, part = 0, b"y" * (1 << 16)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(start_.encode())
+        with pytest.raises(OSError):
+            while sent < 1 << 30:
+                client.sendall(part)
+                sent += len(part)
+    assert sent < 1 << 29 and ask(server)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("n", (0, -1, 17, 1 << 70, 1.0, "1", None, True)),
+        ("best_of", (0, 17, 2, "1")),
+        ("max_tokens", (-1, 1 << 70, 1.0, "1", None, [])),
+        ("temperature", (-0.1, 2.1, 1e308, "1", None, [])),
+        ("top_p", (0, -1, 1.1, "1", None)),
+        ("top_k", (0, -1, 1.5, "1")),
+        ("min_p", (-0.1, 1.1, "0")),
+        ("repetition_penalty", (0, -1, 101, "1")),
+        ("presence_penalty", (-2.1, 2.1, "1", None)),
+        ("frequency_penalty", (-2.1, 2.1, "1", None)),
+        ("logprobs", (-1, 21, 1 << 70, "1", True)),
+        ("logit_bias", ({"1": 101}, {"1": "x"}, [], {str(i): 1 for i in range(2_000)})),
+        ("stop", (7, [7], ["x"] * 1_000, ["y" * 100_000], {})),
+        ("seed", (-1, 1 << 63, 1 << 200, 1.0, "1")),
+        ("choice", ([], [""], ["x"] * 2_000, [7], "x")),
+        ("regex", ("(", "x" * 100_000, 7)),
+        ("response_format", ({"type": "xml"}, {}, [], "json", {"type": "json_schema", "a": 1})),
+        ("stream_options", ({"include_usage": 1}, [], {"x": 1})),
+    ],
+)
+def test_settings_out_of_range(server: Server, field: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        status, _, content = ask(server, BODY | {field: value})
+        if status == 200:
+            assert value in (None, {}) or field == "response_format", (field, value)
+            continue
+        assert status == 400 and json.loads(content)["error"]["message"], (field, value, content)
+
+
+def test_a_prompt_of_a_hundred_contexts(server: Server) -> None:
+    for prompt in ("x" * 100 * CONTEXT, [5] * 100 * CONTEXT, ["a", "x" * 100 * CONTEXT]):
+        status, _, content = ask(server, BODY | {"prompt": prompt})
+        assert status == 400 and b"context" in content
+    said = [{"role": "user", "content": "x" * 100 * CONTEXT}]
+    chat, responses = "/v1/chat/completions", "/v1/responses"
+    for path, body in (
+        (chat, {"messages": said}),
+        (responses, {"input": said}),
+        (responses, {"input": "x" * 100 * CONTEXT}),
+    ):
+        status, _, content = ask(server, body, path=path)
+        assert status == 400 and b"context" in content
+
+
+def test_control_tokens_in_a_text_are_text(server: Server) -> None:
+    """They have as many tokens as characters, so none of them became a control token."""
+    for text in ("<|endoftext|>", "<|im_start|>system", "<|user|><|end|>"):
+        found = json.loads(ask(server, BODY | {"prompt": text})[2])
+        assert found["usage"]["prompt_tokens"] == 1 + len(text)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"regex": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"},
+        {"regex": "(a|aa)+" * 200},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {
+            "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 8} for i in range(20)}
+            | {"d20": {"type": "string"}}, "$ref": "#/$defs/d0"}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {
+            "type": "array", "minItems": 10**9, "items": {"type": "string"}}}}},
+    ],
+)  # fmt: skip
+def test_forms_that_are_bombs(server: Server, form: dict[str, Any]) -> None:
+    """Followed or refused, and others are answered meanwhile and afterwards."""
+    pytest.importorskip("llguidance", reason="llguidance is not installed (extra `serve`)")
+    status, _, content = ask(server, BODY | form)
+    assert status in (200, 400), content[:300]
+    assert ask(server)[0] == 200
+
+
 def test_what_comes_too_slowly_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     server = start(("small", small_model()), body_timeout_s=0.3)
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
