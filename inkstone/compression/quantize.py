@@ -23,6 +23,7 @@ from inkstone.nn.quantized import GROUP, Quantized, quantize
 
 TABLE_BITS = 8
 TABLE = "embed"
+ASKED_FOR = "asked for"
 LABELS = tuple(name.removesuffix(".") for name in OUTPUTS if name != "head.")
 Importance = dict[str, Tensor]  # of each map, by name: [d_in], the mean square of its inputs
 
@@ -54,15 +55,11 @@ def choose(model: nn.Module, bits: int, keep: Sequence[str] = ()) -> Choice:
     """
     chosen: dict[str, int] = {}
     kept: dict[str, str] = {}
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear | Embedding)]
-    for wanted in keep:
-        if not any(_is(name, wanted) for name, _ in found):
-            known = sorted({name.rpartition(".")[2] for name, _ in found})
-            raise UsageError(f"nothing is called {wanted!r}", fix=f"known: {', '.join(known)}")
-    for name, module in found:
+    wanted = asked_for(model, keep)
+    for name, module in weighted(model).items():
         last = name.rpartition(".")[2]
-        if any(_is(name, wanted) for wanted in keep):
-            kept[name] = "asked for"
+        if name in wanted:
+            kept[name] = ASKED_FOR
         elif isinstance(module, Embedding) and last != TABLE:
             kept[name] = "a small table"
         elif last in LABELS:
@@ -75,6 +72,28 @@ def choose(model: nn.Module, bits: int, keep: Sequence[str] = ()) -> Choice:
     if not chosen:
         raise ModelError("this model has no weights that could become whole numbers")
     return Choice(chosen, kept)
+
+
+def weighted(model: nn.Module) -> dict[str, Linear | Embedding]:
+    """The maps and tables of a network, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, Linear | Embedding)}
+
+
+def asked_for(model: nn.Module, keep: Sequence[str]) -> set[str]:
+    """Names of the maps and tables that are to stay as they are.
+
+    Raises:
+        UsageError: `keep` names nothing.
+    """
+    found = weighted(model)
+    wanted: set[str] = set()
+    for name in keep:
+        meant = {other for other in found if _is(other, name)}
+        if not meant:
+            known = sorted({other.rpartition(".")[2] for other in found})
+            raise UsageError(f"nothing is called {name!r}", fix=f"known: {', '.join(known)}")
+        wanted |= meant
+    return wanted
 
 
 def calibrate(read: Callable[[], object], model: nn.Module) -> Importance:

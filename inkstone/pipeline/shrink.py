@@ -1,0 +1,310 @@
+"""Pruning and distilling a trained model, with the training that either needs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import ValidationError
+
+from inkstone.compression import prune, structure
+from inkstone.compression.distill import LABELLED, Config, LabelDistiller, WordDistiller
+from inkstone.compression.student import smaller, with_head_of
+from inkstone.errors import ModelError, UsageError
+from inkstone.pipeline.lessons import Loss
+from inkstone.pipeline.observer import Observer
+from inkstone.pipeline.relearn import Budget, Course, Trained, course, learn, words_of
+from inkstone.pipeline.timing import DTYPES
+from inkstone.training.config import TrainingConfig
+
+PruneBy = Literal["magnitude", "movement", "2:4", "heads", "layers"]
+STRUCTURES = ("heads", "layers")
+TALKING = ("instructions",)  # tasks on examples whose loss is that of words
+HEAD_TARGETS, LAYER_TARGETS = 2048, 4096  # that the importance of heads and layers is seen on
+ROWS = 8  # of a batch there
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to become of a model, and by which training.
+
+    Attributes:
+        prune: Share of the weights, heads or layers that go; None: none.
+        by: Which.
+        distill: Shape of a student ({"n_layers": 3}) or its folder; None: no student.
+        budget: Of the training.
+        settings: More values, of the sections `training` and `distill`.
+        device: Where to train.
+    """
+
+    prune: float | None = None
+    by: PruneBy = "magnitude"
+    distill: Mapping[str, Any] | Path | None = None
+    budget: Budget = field(default_factory=Budget)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+    def __bool__(self) -> bool:
+        return self.prune is not None or self.distill is not None
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The settings of one section."""
+        start = f"{name}."
+        return {k.removeprefix(start): v for k, v in self.settings.items() if k.startswith(start)}
+
+    def check(self, model: Any, data: Any) -> None:
+        """Refuse what cannot be, before anything is done.
+
+        Raises:
+            UsageError: Settings that do not fit together, or no data.
+            ModelError: The model cannot lose what it is to lose.
+        """
+        self._check_settings()
+        if not self:
+            if self.budget or self.settings:
+                raise UsageError(
+                    "there is nothing to train for: --minutes, --steps and --set go with --prune "
+                    "or --distill",
+                    fix="to train on, use `inkstone train`",
+                )
+            return
+        if self.prune is not None:
+            self._check_pruning(model.model)
+        if self.distill is not None:
+            self._check_distilling(model)
+        needs = "--distill" if self.distill is not None else f"--prune-by {self.by}"
+        must_learn = self.distill is not None or self.by == "movement"
+        if must_learn and not self.budget:
+            raise UsageError(f"{needs} needs training", fix="say how long: --minutes 10")
+        if data is None and (must_learn or self.budget or self.by in STRUCTURES):
+            raise UsageError(
+                f"{needs} needs data to {'train on' if self.budget else 'see what matters by'}",
+                fix="add --data: text or examples like those that the model was trained on",
+            )
+
+    def _check_settings(self) -> None:
+        for name, value in {"--minutes": self.budget.minutes, "--steps": self.budget.steps}.items():
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be above zero, and is {value}")
+        known = {f"training.{x}" for x in TrainingConfig.model_fields}
+        known |= {f"distill.{x}" for x in Config.model_fields}
+        for name in self.settings:
+            if name not in known:
+                raise UsageError(
+                    f"no setting {name!r} here",
+                    fix="such as training.lr=0.0003, distill.temperature=4, distill.alpha=0.5; the "
+                    "shape of a student is given as --distill model.n_layers=3",
+                )
+
+    def _check_pruning(self, network: Any) -> None:
+        assert self.prune is not None
+        if self.by not in get_args(PruneBy):
+            raise UsageError(
+                f"nothing is pruned by {self.by!r}", fix=f"known: {', '.join(get_args(PruneBy))}"
+            )
+        if not 0 < self.prune < 1:
+            raise UsageError(
+                f"--prune is a share above 0 and below 1, and is {self.prune:g}",
+                fix="--prune 0.5 sets half of the weights to zero",
+            )
+        if self.by == "2:4" and self.prune != 0.5:
+            raise UsageError(
+                f"2:4 sets two of every four weights to zero, which is no share of {self.prune:g}",
+                fix="--prune 0.5 --prune-by 2:4, or another --prune-by",
+            )
+        if self.by in STRUCTURES and self.distill is not None:
+            raise UsageError(
+                f"--prune-by {self.by} and --distill both say which shape comes out",
+                fix="give the student's shape alone: --distill model.n_layers=3",
+            )
+        if self.by == "heads":
+            structure.check_heads(network)
+        elif self.by == "layers":
+            structure.check_layers(network)
+
+    def _check_distilling(self, model: Any) -> None:
+        task = None if model.predictor is None else model.predictor.task.NAME
+        if task is not None and task not in (*LABELLED, *TALKING):
+            raise UsageError(
+                f"a {task} model cannot be distilled",
+                fix=f"known: {', '.join((*LABELLED, *TALKING))}, language modelling and other "
+                "objectives on plain text; --prune fits every task",
+            )
+        if isinstance(self.distill, Mapping) and not self.distill:
+            raise UsageError("--distill names no shape", fix="--distill model.n_layers=3")
+        try:
+            Config(**self.section("distill"))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise UsageError(f"distill.{problem['loc'][0]}: {problem['msg']}") from error
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What came out.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        pruned: What went, in plain values; None where nothing did.
+        distilled: What was learned by; None without a student.
+        trained: For how long; None without training.
+    """
+
+    network: Any
+    pruned: dict[str, Any] | None
+    distilled: dict[str, Any] | None
+    trained: Trained | None
+
+
+def shrink(
+    model: Any,
+    wanted: Wanted,
+    data: str | Path | None,
+    folder: Path,
+    observer: Observer,
+    *,
+    reopen: Callable[[Path], Any],
+    keep: Sequence[str] = (),
+) -> Shrunk:
+    """Make a smaller network of a model's.
+
+    Args:
+        model: An opened `api.LanguageModel`; it stays as it is.
+        wanted: Checked.
+        data: To train on, or to see what matters by.
+        folder: For the checkpoints of the training: a new one, which the caller removes.
+        observer: Told what happens.
+        reopen: How a folder is opened.
+        keep: Names of parts that are not pruned.
+
+    Raises:
+        InkstoneError: The data, the shape or the student do not fit.
+    """
+    settings = wanted.section("training")
+    network = model.model if wanted.distill is None else _student(model, wanted.distill, reopen)
+    lessons = None
+    if data is not None and (wanted.budget or wanted.by in STRUCTURES):
+        lessons = course(
+            model, data, wanted.budget, observer, network=network,
+            gently=wanted.distill is None, settings=settings, device=wanted.device,
+        )  # fmt: skip
+    if wanted.prune is not None and wanted.by in STRUCTURES:
+        assert lessons is not None
+        network, pruned = _restructured(network, wanted, lessons, observer)
+    else:
+        network, pruned = _own(network, model), None
+    hooks: list[prune.Pruner] = []
+    names: Sequence[str] = ()
+    if wanted.prune is not None and pruned is None:
+        choice = prune.choose(network, wanted.by, keep)  # type: ignore[arg-type]
+        names = choice.pruned
+        if wanted.budget:
+            hooks = [prune.Pruner(network, names, wanted.prune, wanted.by)]  # type: ignore[arg-type]
+        else:
+            prune.prune(network, names, wanted.prune, wanted.by)  # type: ignore[arg-type]
+        pruned = {"by": wanted.by, "share": wanted.prune, "maps": len(names), "kept": choice.kept}
+    distilled, trained = None, None
+    if wanted.budget:
+        assert lessons is not None
+        loss: Loss | None = None
+        if wanted.distill is not None:
+            config = Config(**wanted.section("distill"))
+            loss, distilled = _distiller(model, network, lessons, config), config.model_dump()
+        network, trained = learn(
+            network, lessons, model, folder, observer, loss=loss, hooks=hooks,
+            finished=lambda: all(hook.finished for hook in hooks),
+        )  # fmt: skip
+    if names and pruned is not None:
+        pruned["zeros"] = prune.zeros(network, names)
+    return Shrunk(network.eval(), pruned, distilled, trained)
+
+
+def _own(network: Any, model: Any) -> Any:
+    """A network that may be changed: a student is one already."""
+    return copy.deepcopy(network) if network is model.model else network
+
+
+def _student(
+    model: Any, given: Mapping[str, Any] | Path, reopen: Callable[[Path], Any]
+) -> Any:  # fmt: skip
+    torch.manual_seed(0)  # of what begins at random
+    if isinstance(given, Mapping):
+        return smaller(model.model, given)
+    opened = reopen(given)
+    if not isinstance(opened.model, torch.nn.Module):
+        raise UsageError(f"{given} is no network, so it cannot learn from one")
+    theirs = (m.tokenizer and m.tokenizer.fingerprint() for m in (model, opened))
+    if len(set(theirs)) > 1:
+        raise ModelError(
+            f"{given} reads by another tokenizer than its teacher",
+            fix="train one by the same tokenizer, or give a shape: --distill model.n_layers=3",
+        )
+    return with_head_of(model.model, opened.model)
+
+
+def _restructured(
+    network: Any, wanted: Wanted, lessons: Course, observer: Observer
+) -> tuple[Any, dict[str, Any]]:
+    """Fewer heads or layers: a network of its own, and what went."""
+    assert wanted.prune is not None
+    began = time.monotonic()
+    observer.stage("prune")
+    loss = lessons.lessons(network).loss
+    c = network.config
+    if wanted.by == "heads":
+        rows = lessons.rows(network, HEAD_TARGETS, 1)
+        importance = structure.head_importance(
+            network, loss, rows, lambda done, _: observer.progress(done, len(rows), "rows")
+        )
+        best = structure.best_heads(importance, wanted.prune)
+        small = structure.with_heads(network, best)
+        gone: dict[str, Any] = {"of": c.n_heads, "left": small.config.n_heads, "which": best}
+        line = f"{c.n_heads} heads a layer, {small.config.n_heads} left"
+    else:
+        batches = lessons.rows(network, LAYER_TARGETS, ROWS)
+        kept = structure.best_layers(
+            network, lambda other: _nats(other, loss, batches), wanted.prune,
+            lambda done, total: observer.progress(done, total, "networks"),
+        )  # fmt: skip
+        small = structure.with_layers(network, kept)
+        gone = {"of": c.n_layers, "left": len(kept), "which": kept}
+        line = f"{c.n_layers} layers, {len(kept)} left: {', '.join(map(str, kept))}"
+    observer.stage_done("prune", line, time.monotonic() - began)
+    return copy.deepcopy(small), {"by": wanted.by, "share": wanted.prune, **gone}
+
+
+@torch.no_grad()
+def _nats(network: Any, loss: Loss, batches: Sequence[Any]) -> float:
+    """Mean loss of a target."""
+    network.eval()
+    sums = [loss(network, batch) for batch in batches]
+    return sum(float(nats) for nats, _ in sums) / max(1, sum(count for _, count in sums))
+
+
+def _distiller(model: Any, student: Any, lessons: Course, config: Config) -> Loss:
+    """The loss that looks at the teacher."""
+    teacher = copy.copy(model.model)  # the same weights, and a dtype of its own to compute in
+    if lessons.where.type != "cpu":
+        teacher = copy.deepcopy(model.model).to(lessons.where)
+        student.to(lessons.where)
+    teacher.compute_dtype = DTYPES[lessons.recipe.training.precision]
+    task = lessons.task
+    if task is not None and task.NAME in LABELLED:
+        several = getattr(task.config, "multi_label", False)
+        return LabelDistiller(student, teacher, config, task.loss, several=several)
+    reader = words_of if lessons.objective is None else lessons.objective.scored
+    return WordDistiller(student, teacher, config, reader, bias=hasattr(student, "head_bias"))
+
+
+def plain(shrunk: Shrunk) -> dict[str, Any]:
+    """What a model folder remembers of it."""
+    found = {
+        "pruned": shrunk.pruned, "distilled": shrunk.distilled,
+        "trained": None if shrunk.trained is None else asdict(shrunk.trained),
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value is not None}
