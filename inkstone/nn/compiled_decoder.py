@@ -25,7 +25,7 @@ from inkstone.nn.norms import RMSNorm
 from inkstone.nn.paged import PAGE_SIZE, LaidOut, Layout
 from inkstone.nn.panels import Map, Panels, Shelf, pack
 from inkstone.nn.quantized import GROUP, Quantized, quantize
-from inkstone.nn.quantized_layers import quantized_of
+from inkstone.nn.quantized_layers import integers_of, quantized_of
 from inkstone.nn.rope import Rope
 
 LANES = 16
@@ -123,7 +123,12 @@ def fits(model: Any) -> bool:
 def _alike(parts: StackParts) -> bool:
     """Whether the maps of the layers are all of one kind; a part of a pass is laid out for all."""
     maps = [m for p in parts.layers for m in (*p.qkv, p.o, p.up, p.down, p.gate) if m is not None]
-    return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
+    return len({getattr(integers_of(m), "bits", None) for m in maps}) == 1
+
+
+def _is_float8(module: Linear) -> bool:
+    """Of 8 bits, which 16 hold exactly up to their scale; 32 would take twice the memory."""
+    return quantized_of(module) is not None and integers_of(module) is None
 
 
 def reader(model: Any) -> CompiledDecoder | None:
@@ -187,15 +192,16 @@ class CompiledDecoder:
     Args:
         model: One that `fits`.
         format: "fp32", "bf16", "int8" or "int4", for what is not in whole numbers already; None:
-            the model's compute dtype.
+            the model's compute dtype, and "bf16" where its weights are floats of 8 bits.
     """
 
     def __init__(self, model: Any, format: str | None = None) -> None:
         self.model, self.config, self.device = model, model.config, model.device
-        name = "bf16" if model.compute_dtype == torch.bfloat16 else "fp32"
-        self.format = format or name
         parts: StackParts = model.parts()
-        self.whole = self.format in BITS or quantized_of(parts.layers[0].o) is not None
+        first_map = parts.layers[0].o
+        narrow = model.compute_dtype == torch.bfloat16 or _is_float8(first_map)
+        self.format = format or ("bf16" if narrow else "fp32")
+        self.whole = self.format in BITS or integers_of(first_map) is not None
         exact = self.format == "fp32" and not self.whole
         self.cache_dtype = torch.float32 if exact else torch.float16
         self._shelf = Shelf()
@@ -315,7 +321,7 @@ class CompiledDecoder:
     def _maps(self, modules: Sequence[Any]) -> Map:
         """Maps of one input, or a table of words, below each other."""
         biases = [m.bias.detach().float() for m in modules if getattr(m, "bias", None) is not None]
-        whole = [q for q in map(quantized_of, modules) if q is not None]
+        whole = [q for q in map(integers_of, modules) if q is not None]
         if whole:
             weight: Tensor | Quantized = Quantized.below_each_other(whole)
         else:

@@ -25,8 +25,8 @@ from inkstone.text.config import TextConfig
 from inkstone.text.readers import read
 from inkstone.text.table import find_tables, read_table
 
-To = Literal["int8", "int4", "bf16"]
-BITS = {"int8": 8, "int4": 4}
+To = Literal["int8", "int4", "fp8", "bf16"]
+BITS = {"int8": 8, "int4": 4, "fp8": 8}
 FORGOTTEN = ("format", "inkstone", "torch", "parameters")  # said anew
 CHARACTERS = 200_000  # of text that inputs are measured on
 EXAMPLES = 256  # of a task, likewise
@@ -39,7 +39,7 @@ class Compressed:
 
     Attributes:
         folder: The new one.
-        to: "int8", "int4" or "bf16"; None where numbers stayed as they were.
+        to: "int8", "int4", "fp8" or "bf16"; None where numbers stayed as they were.
         bits: Of each weight that was rounded.
         kept: Weights that were not, and why.
         calibrated: Whether rounding knew how large the inputs are.
@@ -78,7 +78,7 @@ def compress(
 
     Args:
         model: An opened `api.LanguageModel`; it stays as it is.
-        to: "int8", "int4" or "bf16"; None leaves numbers as they are.
+        to: "int8", "int4", "fp8" or "bf16"; None leaves numbers as they are.
         out: A new folder.
         reopen: How a folder is opened.
         data: Text or examples like those that the model will read, to round and to train by.
@@ -108,7 +108,7 @@ def compress(
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} is there already", fix="choose another folder")
     before = facts_of(model, evaluate, observer, "measure")
-    network, bits, kept, shrunk = model.model, {}, {}, None
+    network, bits, kept, shrunk, calibrated = model.model, {}, {}, None, False
     with atomic_folder(target) as folder:
         if wanted:
             learning = folder / LEARNING
@@ -116,11 +116,11 @@ def compress(
             network = shrunk.network
             shutil.rmtree(learning, ignore_errors=True)
         if to in BITS:
-            choice = choose(network, BITS[to], keep)
-            importance = None if data is None else _calibrated(model, network, data, observer)
+            choice = choose(network, BITS[to], keep, floats=to == "fp8")
+            calibrated = data is not None and not choice.floats
+            importance = _calibrated(model, network, data, observer) if calibrated else None
             network = _rounded(network, choice, importance, observer)
             bits, kept = choice.bits, choice.kept
-        calibrated = bool(bits) and data is not None
         began = time.monotonic()
         observer.stage("save")
         info = _info(model, network, shrunk, {"to": to, "calibrated": calibrated})
