@@ -143,7 +143,8 @@ def table(result: Compressed) -> list[str]:
         lines.append(row(name, f"{a / 1e6:,.1f} MB", f"{b / 1e6:,.1f} MB", f"{b / a:.2f} x"))
     if before.parameters != after.parameters:
         counts = (before.parameters, after.parameters)
-        lines.append(row("weights", *(f"{n:,}" for n in counts), f"{counts[1] / counts[0]:.2f} x"))
+        first, second = (f"{n:,}" for n in counts)
+        lines.append(row("weights", first, second, f"{counts[1] / counts[0]:.2f} x"))
     if result.shrunk.get("pruned"):
         lines.append(row("zeros", f"{before.zeros:.1%}", f"{after.zeros:.1%}"))
     if before.speed and after.speed:

@@ -158,8 +158,8 @@ class LabelDistiller(_Distiller):
     def _soft(self, scores: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
         """T² · KL over the targets: scores [B, L] of texts or [B, T, L] of tokens."""
         if self.several:  # two answers a label, averaged over labels as the hard loss is
-            yes_no = (torch.stack((x, torch.zeros_like(x)), -1) for x in (scores, wanted))
-            return divergence(*yes_no, self.config.temperature).mean(1).sum()
+            ours, theirs = (torch.stack((x, torch.zeros_like(x)), -1) for x in (scores, wanted))
+            return divergence(ours, theirs, self.config.temperature).mean(1).sum()
         counted = targets != IGNORE_INDEX
         return divergence(scores[counted], wanted[counted], self.config.temperature).sum()
 

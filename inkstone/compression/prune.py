@@ -21,11 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from inkstone.compression.quantize import ASKED_FOR, asked_for, weighted
+from inkstone.compression.quantize import ASKED_FOR, asked_for, check_floats, weighted
 from inkstone.errors import ModelError
 from inkstone.models._base import OUTPUTS
 from inkstone.nn.linear import Linear
-from inkstone.nn.quantized_layers import quantized_of
 from inkstone.training.log import Hook
 
 By = Literal["magnitude", "movement", "2:4"]
@@ -60,14 +59,10 @@ def choose(model: nn.Module, by: By, keep: Sequence[str] = ()) -> Choice:
         UsageError: `keep` names nothing.
         ModelError: There is no map to prune, or weights were rounded already.
     """
+    check_floats(model)
     wanted = asked_for(model, keep)
     pruned, kept = [], {}
     for name, module in weighted(model).items():
-        if quantized_of(module) is not None:
-            raise ModelError(
-                f"{name} was rounded already, and rounded weights do not learn",
-                fix="prune the model that it was made of; --to rounds what is pruned",
-            )
         if not isinstance(module, Linear):
             continue
         if name in wanted:

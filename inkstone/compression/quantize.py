@@ -108,6 +108,19 @@ def asked_for(model: nn.Module, keep: Sequence[str]) -> set[str]:
     return wanted
 
 
+def check_floats(model: nn.Module) -> None:
+    """Whether the weights of a network can learn.
+
+    Raises:
+        ModelError: They were rounded.
+    """
+    if any(quantized_layers.quantized_of(module) is not None for module in model.modules()):
+        raise ModelError(
+            "its weights were rounded already, and rounded weights do not learn",
+            fix="take the model that it was made of; --to rounds what is pruned or distilled",
+        )
+
+
 def calibrate(read: Callable[[], object], model: nn.Module) -> Importance:
     """How large the inputs of every map are while `read` lets the model read.
 

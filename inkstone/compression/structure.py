@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from inkstone import registry
+from inkstone.compression.quantize import check_floats
 from inkstone.errors import ModelError, UsageError
-from inkstone.nn.quantized_layers import quantized_of
 
 Loss = Callable[[Any, Any], tuple[Tensor, int]]
 Tell = Callable[[int, int], None]
@@ -46,7 +46,7 @@ def check_layers(model: Any) -> None:
             f"a {family_of(model)} is no single stack of layers, so none can be left out",
             fix="--prune-by magnitude, movement or 2:4 fits every network",
         )
-    _check_floats(model)
+    check_floats(model)
 
 
 def check_heads(model: Any) -> None:
@@ -63,7 +63,7 @@ def check_heads(model: Any) -> None:
             "wider ones",
             fix="--prune-by layers, magnitude, movement or 2:4; llama-shaped models can lose heads",
         )
-    _check_floats(model)
+    check_floats(model)
 
 
 def with_layers(model: Any, kept: Sequence[int]) -> Any:
@@ -204,11 +204,3 @@ def _of_shape(model: Any, state: dict[str, Tensor], **shape: int) -> Any:
     other.load_state_dict(state, strict=True, assign=True)
     other.compute_dtype = model.compute_dtype
     return other.train(model.training)
-
-
-def _check_floats(model: nn.Module) -> None:
-    if any(quantized_of(module) is not None for module in model.modules()):
-        raise ModelError(
-            "its weights were rounded already, and rounded weights do not learn",
-            fix="prune the model that it was made of; --to rounds what is pruned",
-        )

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from inkstone import registry
+from inkstone.compression.quantize import check_floats
 from inkstone.compression.structure import check_layers, family_of, spread, with_layers
 from inkstone.errors import ModelError, UsageError
 from inkstone.models._base import adopt
@@ -30,6 +31,7 @@ def smaller(teacher: Any, shape: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: A setting is unknown or impossible, or must be the teacher's.
     """
+    check_floats(teacher)
     config = type(teacher.config)
     for name in shape:
         if name not in config.model_fields:
@@ -71,6 +73,7 @@ def with_head_of(teacher: Any, network: Any) -> Any:
     Raises:
         ModelError: It has other words, or is of a family that cannot have these outputs.
     """
+    check_floats(network)
     theirs, ours = teacher.config, network.config
     if ours.vocab_size != theirs.vocab_size:
         raise ModelError(

@@ -105,8 +105,7 @@ def compress(
             "nothing is to be done",
             fix="say what: --to int8, --prune 0.5, --distill model.n_layers=3",
         )
-    if target.exists() or target.is_symlink():
-        raise CheckpointError(f"{target} is there already", fix="choose another folder")
+    _check_free(target)
     before = facts_of(model, evaluate, observer, "measure")
     network, bits, kept, shrunk, calibrated = model.model, {}, {}, None, False
     with atomic_folder(target) as folder:
@@ -117,8 +116,10 @@ def compress(
             shutil.rmtree(learning, ignore_errors=True)
         if to in BITS:
             choice = choose(network, BITS[to], keep, floats=to == "fp8")
-            calibrated = data is not None and not choice.floats
-            importance = _calibrated(model, network, data, observer) if calibrated else None
+            importance = None
+            if data is not None and not choice.floats:
+                importance = _calibrated(model, network, data, observer)
+            calibrated = importance is not None
             network = _rounded(network, choice, importance, observer)
             bits, kept = choice.bits, choice.kept
         began = time.monotonic()
@@ -126,10 +127,16 @@ def compress(
         info = _info(model, network, shrunk, {"to": to, "calibrated": calibrated})
         dtype = torch.bfloat16 if to == "bf16" else None
         save_model(folder, network, model.tokenizer, info=info, dtype=dtype)
+        _check_free(target)  # it has taken its time
     observer.stage_done("save", str(target), time.monotonic() - began)
     after = facts_of(reopen(target), evaluate, observer, "measure again")
     told = {} if shrunk is None else plain(shrunk)
     return Compressed(target, to, bits, kept, calibrated, told, before, after)
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(f"{target} is there already", fix="choose another folder")
 
 
 def _info(

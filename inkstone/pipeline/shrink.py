@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inkstone.compression import prune, structure
 from inkstone.compression.distill import LABELLED, Config, LabelDistiller, WordDistiller
+from inkstone.compression.quantize import asked_for
 from inkstone.compression.student import smaller, with_head_of
 from inkstone.errors import ModelError, UsageError
 from inkstone.pipeline.lessons import Loss
@@ -198,6 +199,7 @@ def shrink(
         network, pruned = _restructured(network, wanted, lessons, observer)
     else:
         network, pruned = _own(network, model), None
+    asked_for(network, keep)  # an unknown name is told before training, not after
     hooks: list[prune.Pruner] = []
     names: Sequence[str] = ()
     if wanted.prune is not None and pruned is None:
@@ -263,6 +265,11 @@ def _restructured(
         )
         best = structure.best_heads(importance, wanted.prune)
         small = structure.with_heads(network, best)
+        if c.d_model % small.config.n_heads:
+            observer.note(
+                f"{small.config.n_heads} heads do not divide d_model {c.d_model}: the model opens "
+                "here, but not in transformers"
+            )
         gone: dict[str, Any] = {"of": c.n_heads, "left": small.config.n_heads, "which": best}
         line = f"{c.n_heads} heads a layer, {small.config.n_heads} left"
     else:

@@ -201,5 +201,5 @@ def test_a_student_nears_its_teacher() -> None:
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()
-        seen.append(float(total) / count)
+        seen.append(total.item() / count)
     assert np.mean(seen[-3:]) < 0.5 * seen[0]
