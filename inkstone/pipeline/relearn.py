@@ -200,7 +200,6 @@ def learn(
     began, training = time.monotonic(), course.recipe.training
     observer.unit = course.unit
     observer.stage("train")
-    compute = network.compute_dtype
     network.to(course.where).compute_dtype = DTYPES[training.precision]
     lessons = course.lessons(network)
     look = lessons.evaluate
@@ -223,8 +222,7 @@ def learn(
     )
     result = trainer.run()
     observer.training_ended()
-    best, _, _ = load_model(result.checkpoint)
-    best.compute_dtype = compute
+    best, _, _ = load_model(result.checkpoint, dtype=torch.float32)
     seconds = time.monotonic() - began
     trained = Trained(
         result.step, result.tokens, course.unit, seconds, result.best_step, course.data

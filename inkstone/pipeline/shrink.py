@@ -199,6 +199,9 @@ def shrink(
         network, pruned = _restructured(network, wanted, lessons, observer)
     else:
         network, pruned = _own(network, model), None
+    network.float().compute_dtype = torch.float32  # of a model in 16 bits
+    if lessons is not None:
+        network.to(lessons.where)
     asked_for(network, keep)  # an unknown name is told before training, not after
     hooks: list[prune.Pruner] = []
     names: Sequence[str] = ()
@@ -223,7 +226,7 @@ def shrink(
         )  # fmt: skip
     if names and pruned is not None:
         pruned["zeros"] = prune.zeros(network, names)
-    return Shrunk(network.eval(), pruned, distilled, trained)
+    return Shrunk(network.to("cpu").eval(), pruned, distilled, trained)
 
 
 def _own(network: Any, model: Any) -> Any:
@@ -298,7 +301,6 @@ def _distiller(model: Any, student: Any, lessons: Course, config: Config) -> Los
     teacher = copy.copy(model.model)  # the same weights, and a dtype of its own to compute in
     if lessons.where.type != "cpu":
         teacher = copy.deepcopy(model.model).to(lessons.where)
-        student.to(lessons.where)
     teacher.compute_dtype = DTYPES[lessons.recipe.training.precision]
     task = lessons.task
     if task is not None and task.NAME in LABELLED:

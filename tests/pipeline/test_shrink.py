@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from inkstone import api
 from inkstone.checkpoint import read_tensors
 from inkstone.errors import DataError, ModelError, UsageError
 from inkstone.pipeline.observer import Observer
+from inkstone.training.signals import TrainingInterrupted
 
 QUICK = {"training.tokens_per_step": 256}
 
@@ -212,6 +215,45 @@ def test_heads_need_a_family_that_can_lose_them(critic: Path, tmp_path: Path) ->
             critic / "run", None, tmp_path / "x", data=critic / "rows.jsonl", prune=0.5,
             prune_by="layers",
         )  # fmt: skip
+
+
+def test_a_model_in_sixteen_bits_learns_in_thirty_two(poet: Path, tmp_path: Path) -> None:
+    texts = poet / "texts.txt"
+    api.compress(poet / "run", "bf16", tmp_path / "bf16")
+    done = api.compress(
+        tmp_path / "bf16", None, tmp_path / "sparse", data=texts, prune=0.5, steps=3,
+        settings=QUICK,
+    )  # fmt: skip
+    tensors = _blocks(tmp_path / "sparse")
+    assert all(t.dtype == torch.float32 for t in tensors)
+    assert any(not torch.equal(t, t.bfloat16().float()) for t in tensors)
+    assert done.after.disk_bytes > 1.9 * done.before.disk_bytes
+
+
+class Stopping(Observer):
+    """Sends a signal when training has begun."""
+
+    def step(self, info: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_leaves_nothing_behind(poet: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted):
+        api.compress(
+            poet / "run", None, tmp_path / "x", data=poet / "texts.txt", prune=0.5, steps=500,
+            settings=QUICK, observer=Stopping(),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_part_is_named_before_training(poet: Path, tmp_path: Path) -> None:
+    told = Watched()
+    with pytest.raises(UsageError, match="nothing is called 'nose'"):
+        api.compress(
+            poet / "run", "int8", tmp_path / "x", data=poet / "texts.txt", prune=0.5, steps=3,
+            keep=["nose"], observer=told,
+        )  # fmt: skip
+    assert "train" not in told.stages
 
 
 def test_what_was_rounded_is_not_pruned(poet: Path, tmp_path: Path) -> None:
