@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.inference.middle import Infill
     from inkstone.pipeline.compress import Compressed
-    from inkstone.pipeline.shrink import PruneBy
+    from inkstone.pipeline.wanted import PruneBy
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -236,8 +236,8 @@ def compress(
         DataError: The data cannot be read, or has labels that the model does not know.
     """
     from inkstone.pipeline.compress import compress as run_it
-    from inkstone.pipeline.relearn import Budget
-    from inkstone.pipeline.shrink import Wanted
+    from inkstone.pipeline.remembered import Budget
+    from inkstone.pipeline.wanted import Wanted
 
     student = Path(distill) if isinstance(distill, str) else distill
     wanted = Wanted(prune, prune_by, student, Budget(minutes, steps), settings or {}, device)

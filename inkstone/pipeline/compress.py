@@ -20,7 +20,8 @@ from inkstone.evaluation.objective import objective_of, score_texts
 from inkstone.files import atomic_folder
 from inkstone.pipeline.facts import Facts, facts_of
 from inkstone.pipeline.observer import Observer
-from inkstone.pipeline.shrink import Shrunk, Wanted, plain, shrink
+from inkstone.pipeline.shrink import Shrunk, plain, shrink
+from inkstone.pipeline.wanted import Wanted
 from inkstone.text.config import TextConfig
 from inkstone.text.readers import read
 from inkstone.text.table import find_tables, read_table
