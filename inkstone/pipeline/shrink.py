@@ -85,15 +85,11 @@ def shrink(
         network.to(lessons.where)
     asked_for(network, keep)  # an unknown name is told before training, not after
     hooks: list[prune.Pruner] = []
-    names: Sequence[str] = ()
+    maps: Sequence[str] = ()
     if wanted.prune is not None and pruned is None:
-        choice = prune.choose(network, wanted.by, keep)  # type: ignore[arg-type]
-        names = choice.pruned
-        if wanted.budget:
-            hooks = [prune.Pruner(network, names, wanted.prune, wanted.by)]  # type: ignore[arg-type]
-        else:
-            prune.prune(network, names, wanted.prune, wanted.by)  # type: ignore[arg-type]
-        pruned = {"by": wanted.by, "share": wanted.prune, "maps": len(names), "kept": choice.kept}
+        choice, hooks = _with_zeros(network, wanted, keep, observer)
+        maps = choice.pruned
+        pruned = {"by": wanted.by, "share": wanted.prune, "maps": len(maps), "kept": choice.kept}
     distilled, trained = None, None
     if wanted.budget:
         assert lessons is not None
@@ -105,9 +101,27 @@ def shrink(
             network, lessons, model, folder, observer, loss=loss, hooks=hooks,
             finished=lambda: all(hook.finished for hook in hooks),
         )  # fmt: skip
-    if names and pruned is not None:
-        pruned["zeros"] = prune.zeros(network, names)
+        assert all(hook.finished for hook in hooks)
+    if maps and pruned is not None:
+        pruned["zeros"] = prune.zeros(network, maps)
     return Shrunk(network.to("cpu").eval(), pruned, distilled, trained)
+
+
+def _with_zeros(
+    network: Any, wanted: Wanted, keep: Sequence[str], observer: Observer
+) -> tuple[prune.Choice, list[prune.Pruner]]:
+    """Which maps get zeros: at once, or by what is told of the training."""
+    assert wanted.prune is not None
+    by: Any = wanted.by
+    choice = prune.choose(network, by, keep)
+    if wanted.budget:
+        return choice, [prune.Pruner(network, choice.pruned, wanted.prune, by)]
+    began = time.monotonic()
+    observer.stage("prune")
+    prune.prune(network, choice.pruned, wanted.prune, by)
+    line = f"{len(choice.pruned)} maps, {len(choice.kept)} left as they are"
+    observer.stage_done("prune", line, time.monotonic() - began)
+    return choice, []
 
 
 def _own(network: Any, model: Any) -> Any:
@@ -115,9 +129,8 @@ def _own(network: Any, model: Any) -> Any:
     return copy.deepcopy(network) if network is model.model else network
 
 
-def _student(
-    model: Any, given: Mapping[str, Any] | Path, reopen: Callable[[Path], Any]
-) -> Any:  # fmt: skip
+def _student(model: Any, given: Mapping[str, Any] | Path, reopen: Callable[[Path], Any]) -> Any:
+    """What learns, as it begins."""
     torch.manual_seed(0)  # of what begins at random
     if isinstance(given, Mapping):
         return smaller(model.model, given)
