@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from inkstone.evaluation.perplexity import PerplexityReport
     from inkstone.inference.middle import Infill
     from inkstone.pipeline.compress import Compressed
+    from inkstone.pipeline.wanted import PruneBy
     from inkstone.tokenizers.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -193,35 +194,57 @@ def merge(base: str | Path, adapter: str | Path, to: str | Path) -> LanguageMode
 
 def compress(
     run: str | Path,
-    to: str,
+    to: str | None,
     out: str | Path,
     *,
     data: str | Path | None = None,
     evaluate: str | Path | None = None,
     keep: Sequence[str] = (),
+    prune: float | None = None,
+    prune_by: PruneBy = "magnitude",
+    distill: Mapping[str, Any] | str | Path | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
     observer: Observer | None = None,
 ) -> Compressed:
     """Write a small copy of a model, and compare the two in size, speed, memory and score.
 
+    A student learns first, then zeros come while it learns or after, then numbers are rounded.
+
     Args:
         run: A run or model folder.
-        to: "int8" or "int4" (whole numbers in groups of 32), or "bf16".
+        to: "int8" or "int4" (whole numbers in groups of 32), "fp8" or "bf16"; None leaves numbers
+            as they are.
         out: A new folder.
-        data: Text or examples like those that the model will read, to round by.
+        data: Text or examples like those that the model will read, to round and to train by.
         evaluate: Data to score both on.
         keep: Names of parts that stay as they are: "embed", "head", "blocks.0", "down".
+        prune: Share of the weights that become zero, or of the heads or layers that go.
+        prune_by: "magnitude", "movement" or "2:4" (weights), "heads" or "layers".
+        distill: Shape of a student of this model ({"n_layers": 3}), or a folder with one.
+        minutes: Time to train what was pruned, or the student.
+        steps: Steps of that training; with `minutes` the end that comes first.
+        settings: Of that training: {"training.lr": 0.001, "distill.temperature": 4}.
+        device: Where to train: "auto", "cpu" or "cuda".
         observer: Told what happens; nothing is printed.
 
     Raises:
-        UsageError: The model has no weights to round, or an argument is out of range.
+        UsageError: The model has no weights to round, or arguments do not fit together.
+        ModelError: The model cannot lose what it is to lose, or the student does not fit it.
         CheckpointError: The folder exists, or the model is damaged.
-        DataError: The data cannot be read.
+        DataError: The data cannot be read, or has labels that the model does not know.
     """
     from inkstone.pipeline.compress import compress as run_it
+    from inkstone.pipeline.remembered import Budget
+    from inkstone.pipeline.wanted import Wanted
 
+    student = Path(distill) if isinstance(distill, str) else distill
+    wanted = Wanted(prune, prune_by, student, Budget(minutes, steps), settings or {}, device)
     return run_it(
         load(run, device="cpu"), to, out, reopen=lambda path: load(path, device="cpu"),
-        data=data, evaluate=evaluate, keep=keep, observer=observer,
+        data=data, evaluate=evaluate, keep=keep, wanted=wanted, observer=observer,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from inkstone import __version__, registry
 from inkstone import device as devices
 from inkstone.checkpoint import compressed
 from inkstone.checkpoint.card import model_card
-from inkstone.checkpoint.compressed import PackedEntry
+from inkstone.checkpoint.compressed import QuantizedEntry
 from inkstone.checkpoint.tensors import Entry, read_header, read_tensor, write_tensors
 from inkstone.errors import CheckpointError, InkstoneError, ModelError
 from inkstone.files import MANIFEST, read_json, recover, verify_folder, write_json
@@ -255,10 +255,10 @@ def _plan(family: ModuleType, model: Any, entries: dict[str, Entry], folder: Pat
     for row in rows:
         entry = entries[row.theirs]
         shape = _stacked_shape([shapes[name] for name in row.ours])
-        whole = isinstance(entry, PackedEntry)
-        shape = shape[::-1] if row.transposed and not whole else shape
-        if whole and not all(_holds_numbers(model, name) for name in row.ours):
-            raise CheckpointError(f"{entry.path}: {row.theirs!r} cannot be of whole numbers")
+        few_bits = isinstance(entry, QuantizedEntry)
+        shape = shape[::-1] if row.transposed and not few_bits else shape
+        if few_bits and not all(_holds_numbers(model, name) for name in row.ours):
+            raise CheckpointError(f"{entry.path}: {row.theirs!r} cannot be of few bits")
         if entry.shape != shape:
             raise CheckpointError(
                 f"{entry.path}: tensor {row.theirs!r} has shape {list(entry.shape)}; "
@@ -281,7 +281,7 @@ def _read_state(
     }
     for row in rows:
         entry = entries[row.theirs]
-        if isinstance(entry, PackedEntry):
+        if isinstance(entry, QuantizedEntry):
             heights = [sizes[name] for name in row.ours]
             parts = entry.read(row.theirs).split(heights)
             for name, part in zip(row.ours, parts, strict=True):
@@ -334,10 +334,10 @@ def _write_weights(folder: Path, family: ModuleType, model: Any, dtype: torch.dt
     for row in _table(family, model.config):
         modules = [name.removesuffix(".weight") for name in row.ours]
         if f"{modules[0]}.codes" in ours:
-            whole = [_quantized(model, name) for name in modules]
+            few_bits = [_quantized(model, name) for name in modules]
             for name in modules:
                 del ours[f"{name}.codes"], ours[f"{name}.scales"]
-            tensors |= compressed.tensors(row.theirs, Quantized.below_each_other(whole))
+            tensors |= compressed.tensors(row.theirs, Quantized.below_each_other(few_bits))
             continue
         if row.ours[0] not in ours:
             continue
@@ -380,12 +380,14 @@ def _quantized(model: nn.Module, name: str) -> Quantized:
 
 
 def _compression(model: nn.Module) -> dict[str, Any]:
-    """What config.json says of weights that are whole numbers."""
+    """What config.json says of weights that are in few bits."""
     maps = [m.bits for m in model.modules() if isinstance(m, quantized_layers.QuantizedLinear)]
     tables = [m.bits for m in model.modules() if isinstance(m, quantized_layers.QuantizedEmbedding)]
     if not maps and not tables:
         return {}
-    given = compressed.settings((maps or tables)[0], tables[0] if tables else None)
+    floats = all(quantized_layers.integers_of(m) is None for m in model.modules())
+    bits, table_bits = (maps or tables)[0], tables[0] if tables else None
+    given = compressed.settings(bits, table_bits, floats=floats)
     return {"quantization_config": given}
 
 

@@ -50,6 +50,11 @@ class Network(nn.Module):
             return out
         return block(*arguments)
 
+    @property
+    def period(self) -> int:
+        """After how many layers their kinds come again; 1 where all are alike."""
+        return 1
+
     def extra_loss(self) -> Tensor | None:
         """What training adds to the mean loss of the batch read last, if anything (`mixtral`)."""
         return None

@@ -188,6 +188,11 @@ class Model(Decoder):
         return StackParts(layers, self.norm)
 
     @property
+    def period(self) -> int:
+        """Layers with a band take turns with layers without one (`gpt3`)."""
+        return len(set(self.bands))
+
+    @property
     def bands(self) -> tuple[int | None, ...]:
         """How many tokens layers 0, 1, … see, again from the first when they run out; None: all."""
         return (None,)

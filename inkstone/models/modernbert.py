@@ -150,6 +150,11 @@ class Model(Encoder):
             self.span = Linear(d_model, 2, bias=True)
         self.init()
 
+    @property
+    def period(self) -> int:
+        """A layer that sees everything, then those that see their neighbours."""
+        return self.config.global_every
+
     @torch.no_grad()
     def init(self) -> None:
         """N(0, 0.02), maps into the residual stream divided by √(2 · n_layers) (appendix A.2)."""

@@ -150,7 +150,7 @@ class CompiledDecoder:
     Args:
         model: One that `fits`.
         format: "fp32", "bf16", "int8" or "int4", for what is not in whole numbers already; None:
-            the model's compute dtype.
+            the model's compute dtype, and "bf16" where its weights are floats of 8 bits.
     """
 
     def __init__(self, model: Any, format: str | None = None) -> None:

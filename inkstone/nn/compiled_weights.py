@@ -13,7 +13,7 @@ from torch import Tensor
 from inkstone.device import memory
 from inkstone.nn.panels import Map, Panels, Shelf, pack
 from inkstone.nn.quantized import Quantized, quantize
-from inkstone.nn.quantized_layers import quantized_of
+from inkstone.nn.quantized_layers import integers_of, quantized_of
 
 BITS = {"int8": 8, "int4": 4}
 KEPT = "_reader"  # where a network keeps what reads for it
@@ -37,9 +37,11 @@ class Weights:
     """
 
     def __init__(self, model: Any, format: str | None, like: Any) -> None:
-        name = "bf16" if model.compute_dtype == torch.bfloat16 else "fp32"
-        self.format = format or name
-        self.whole = self.format in BITS or quantized_of(like) is not None
+        # floats of 8 bits: 16 hold them exactly up to their scale; 32 would take twice the memory
+        float8 = quantized_of(like) is not None and integers_of(like) is None
+        narrow = float8 or model.compute_dtype == torch.bfloat16
+        self.format = format or ("bf16" if narrow else "fp32")
+        self.whole = self.format in BITS or integers_of(like) is not None
         exact = self.format == "fp32" and not self.whole
         self.cache_dtype = torch.float32 if exact else torch.float16
         self._shelf = Shelf()
@@ -74,7 +76,7 @@ class Weights:
         biases = [m.bias.detach().float() for m in modules if getattr(m, "bias", None) is not None]
         if bias is None and biases:
             bias = torch.cat(biases)
-        whole = [q for q in map(quantized_of, modules) if q is not None]
+        whole = [q for q in map(integers_of, modules) if q is not None]
         if whole:
             weight: Tensor | Quantized = Quantized.below_each_other(whole)
         else:
@@ -94,7 +96,7 @@ class Weights:
 
 def alike(maps: Sequence[Any]) -> bool:
     """Whether maps are all of one kind; a part of a pass is laid out for all."""
-    return len({getattr(quantized_of(m), "bits", None) for m in maps}) == 1
+    return len({getattr(integers_of(m), "bits", None) for m in maps}) == 1
 
 
 def kept(model: Any, make: Callable[[Any], R]) -> R | None:

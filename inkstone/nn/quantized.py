@@ -1,4 +1,8 @@
-"""Weights in whole numbers of 8 or 4 bits: w ≈ scale · code, a scale for 32 inputs of a row.
+"""Weights in 8 or 4 bits: w ≈ scale · code.
+
+Codes are whole numbers with a scale for 32 inputs of a row, or floats of 8 bits with one for a row
+(E4M3: a sign, 4 bits of exponent, 3 of mantissa; Micikevicius et al. 2022, "FP8 Formats for Deep
+Learning", table 1).
 
 Rounding to the nearest is exact enough with 8 bits. With 4 the scale of a group is searched: the
 one whose codes give the least squared error, each weight counted by how large its input tends to be
@@ -22,13 +26,18 @@ BITS = (8, 4)
 SHRUNK = tuple(1.0 - 0.02 * i for i in range(18))  # scales that are tried, of the largest weight's
 
 
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = 448.0  # of its numbers
+WIDER = 256.0  # 2^8: between its numbers and those of fp16 with the same bits
+
+
 @dataclass(frozen=True)
 class Quantized:
-    """A weight in whole numbers.
+    """A weight in few bits.
 
     Attributes:
-        codes: [d_out, d_in] int8, in [−127, 127] or [−8, 7].
-        scales: [d_out, G] fp16.
+        codes: [d_out, d_in] int8, in [−127, 127] or [−8, 7]; or float8 (`FLOAT8`).
+        scales: [d_out, G] fp16; of float8 [d_out, 1] fp32.
         bits: 8 or 4.
     """
 
@@ -38,13 +47,20 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """The weight that they stand for: [d_out, d_in] fp32."""
+        if self.floats:
+            return _widened(self.codes).float().mul_(WIDER * self.scales)
         groups = self.codes.unflatten(1, (-1, GROUP)).float()
         return (groups * self.scales.float()[..., None]).flatten(1)
 
     @property
+    def floats(self) -> bool:
+        """Whether the codes are floats, not whole numbers."""
+        return self.codes.dtype == FLOAT8
+
+    @property
     def n_bytes(self) -> int:
         """What codes and scales take, packed."""
-        return self.codes.numel() * self.bits // 8 + self.scales.numel() * 2
+        return self.codes.numel() * self.bits // 8 + self.scales.nbytes
 
     @classmethod
     def below_each_other(cls, parts: Sequence[Quantized]) -> Quantized:
@@ -97,6 +113,33 @@ def quantize(weight: Tensor, bits: int, importance: Tensor | None = None) -> Qua
                 torch.where(better, tried.scales, best.scales), 4,
             )  # fmt: skip
     return best
+
+
+def quantize_float8(weight: Tensor) -> Quantized:
+    """Round a weight to floats of 8 bits; the largest of a row becomes the largest of them.
+
+    Args:
+        weight: [d_out, d_in].
+
+    Raises:
+        ModelError: It is not finite.
+    """
+    if not torch.isfinite(weight).all():
+        raise ModelError("a weight is NaN or infinite, so it cannot be rounded")
+    rows = weight.detach().float()
+    largest = rows.abs().amax(1, keepdim=True)
+    scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    codes = (rows / scales).clamp_(-LARGEST, LARGEST).to(FLOAT8)
+    return Quantized(codes, scales, 8)
+
+
+def _widened(codes: Tensor) -> Tensor:
+    """float8 → fp16 of 1/256 of their value, exactly: the bits of one stand in those of the other.
+
+    torch's own conversion on a CPU takes several times as long.
+    """
+    bits = codes.view(torch.int8).to(torch.int16)  # the sign in all high bits
+    return bits.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16)
 
 
 def _rounded(groups: Tensor, scale: Tensor, bits: int) -> Quantized:

@@ -1,7 +1,7 @@
-"""Maps and tables whose weights are whole numbers, in place of those of `linear.py`.
+"""Maps and tables whose weights are whole numbers or floats of 8 bits, in place of `linear.py`'s.
 
-On a CPU with instructions for it a map multiplies them as they are (`panels.cpp`); elsewhere they
-are made floats anew each time, which is slow and right.
+On a CPU with instructions for it a map multiplies whole numbers as they are (`panels.cpp`);
+elsewhere weights are made wide floats anew each time, which is slow and right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class QuantizedLinear(Linear):
-    """A map whose weight is whole numbers. Whoever reads `weight` gets what they stand for, made
+    """A map whose weight is in few bits. Whoever reads `weight` gets what they stand for, made
     anew each time; compiled code takes the numbers as they are. It never learns.
 
     Args:
@@ -50,7 +50,8 @@ class QuantizedLinear(Linear):
         self, x: Tensor, linears: Sequence[Linear], *, gelu: bool = False
     ) -> Tensor | None:
         """Inputs are rounded to 8 bits on their way, each group of 32 by its largest."""
-        alike = all(isinstance(m, QuantizedLinear) and m.bits == self.bits for m in linears)
+        whole = [integers_of(m) for m in linears]
+        alike = all(q is not None and q.bits == self.bits for q in whole)
         here = x.device.type == "cpu" and x.dtype in DTYPES and panels.library() is not None
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (alike and here):
             return None
@@ -60,7 +61,7 @@ class QuantizedLinear(Linear):
         """Maps below each other, kept."""
         made_of = tuple(m.get_buffer("codes").data_ptr() for m in linears)
         if self._kept is None or self._kept[0] != made_of:
-            whole = [q for q in map(quantized_of, linears) if q is not None]
+            whole = [q for q in map(integers_of, linears) if q is not None]
             biases = [m.bias.detach() for m in linears if m.bias is not None]
             bias = torch.cat(biases) if biases else None
             weight = Quantized.below_each_other(whole)
@@ -69,7 +70,7 @@ class QuantizedLinear(Linear):
 
 
 class QuantizedEmbedding(Embedding):
-    """A table whose rows are whole numbers; as `QuantizedLinear`."""
+    """A table whose rows are in few bits; as `QuantizedLinear`."""
 
     def __init__(self, quantized: Quantized) -> None:
         nn.Module.__init__(self)
@@ -90,10 +91,16 @@ class QuantizedEmbedding(Embedding):
 
 
 def quantized_of(module: Any) -> Quantized | None:
-    """The whole numbers of a map or a table; None where it has a plain weight."""
+    """The few bits of a map or a table; None where it has a plain weight."""
     if not isinstance(module, QuantizedLinear | QuantizedEmbedding):
         return None
     return Quantized(module.get_buffer("codes"), module.get_buffer("scales"), module.bits)
+
+
+def integers_of(module: Any) -> Quantized | None:
+    """The whole numbers of a map or a table, which compiled code takes as they are."""
+    found = quantized_of(module)
+    return None if found is None or found.floats else found
 
 
 def n_weights(network: nn.Module) -> int:
@@ -104,7 +111,7 @@ def n_weights(network: nn.Module) -> int:
 
 
 def put(network: nn.Module, name: str, quantized: Quantized) -> None:
-    """Give a map or a table of a network, by name, a weight of whole numbers."""
+    """Give a map or a table of a network, by name, a weight of few bits."""
     module = network.get_submodule(name)
     if isinstance(module, Embedding):
         network.set_submodule(name, QuantizedEmbedding(quantized))

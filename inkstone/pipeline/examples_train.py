@@ -19,6 +19,7 @@ from inkstone.inference.predict import Predictor, connect, evaluating
 from inkstone.pipeline import adapting, embeddings
 from inkstone.pipeline.examples_begin import begin, find_weights, predictor_of, refer
 from inkstone.pipeline.examples_session import Prepared, Session, provenance, save
+from inkstone.pipeline.lessons import Lessons
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.timing import build_model, time_steps
 from inkstone.planning.constants import TIMING_SECONDS
@@ -27,7 +28,7 @@ from inkstone.planning.plan import Plan
 from inkstone.tasks._base import Row, Task
 from inkstone.tasks._batch import TokenBatch
 from inkstone.tasks._codec import Codec
-from inkstone.training.loop import Trainer, TrainingResult
+from inkstone.training.loop import TrainingResult
 
 BEST = "best_by"  # the score that picks the best checkpoint: the task's own, less a little loss
 TIE = 1e-6
@@ -177,30 +178,43 @@ def _train(prepared: Prepared, session: Session) -> tuple[TrainingResult, Predic
     connect(task, tokenizer)
     length = min(recipe.corpus.seq_len, model.config.max_seq_len)
     info = provenance(prepared, length)
-    higher = task.watched
 
     def write(out: Path, network: Any) -> None:
         save(out, prepared, network, info)
 
-    trainer = Trainer(
+    trainer = lessons(prepared, model, length).trainer(
         model,
-        _stream(prepared, training.model_dump()),
         training,
         session.run,
         save_model=adapting.saver(model, recipe, write, info),
         load_weights=adapting.loader(model, recipe),
-        evaluate=_looker(prepared, model, length),
-        best_by=BEST if higher else "nats_per_token",
-        higher_is_better=higher,
-        margin_by=ERROR if higher and recipe.model.pretrained is not None else None,
         hooks=[Relay(session.observer)],
-        loss=task.loss,
-        fingerprint={**prepared.hashes, "inkstone": __version__, **adapting.fingerprint(recipe)},
     )
     result = trainer.run()
     best, _, _ = load_model(result.checkpoint, device=session.where)
     best.compute_dtype = model.compute_dtype
     return result, predictor_of(prepared, best)
+
+
+def lessons(prepared: Prepared, model: Any, length: int) -> Lessons:
+    """What the training loop gets from a task on examples.
+
+    Args:
+        prepared: With its recipe resolved.
+        model: To be trained.
+        length: Tokens of a row at most.
+    """
+    recipe, task = prepared.recipe, prepared.task
+    higher = task.watched
+    return Lessons(
+        _stream(prepared, recipe.training.model_dump()),
+        task.loss,
+        _looker(prepared, model, length),
+        best_by=BEST if higher else "nats_per_token",
+        higher_is_better=higher,
+        margin_by=ERROR if higher and recipe.model.pretrained is not None else None,
+        fingerprint={**prepared.hashes, "inkstone": __version__, **adapting.fingerprint(recipe)},
+    )
 
 
 def _looker(prepared: Prepared, model: Any, length: int) -> Callable[[], dict[str, float]] | None:

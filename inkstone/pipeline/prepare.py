@@ -71,8 +71,16 @@ class Prepared:
         )
 
 
-def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
+def prepare(
+    recipe: Recipe, cache: StageCache, device: str, tokenizer: Tokenizer | None = None
+) -> Prepared:
     """Run the stages ahead of training, or reuse what earlier runs left.
+
+    Args:
+        recipe: With its data.
+        cache: Of the stages.
+        device: Where training will run.
+        tokenizer: Of a model that learns on; None trains one.
 
     Raises:
         UsageError: The recipe names no data.
@@ -96,12 +104,12 @@ def prepare(recipe: Recipe, cache: StageCache, device: str) -> Prepared:
         )
     if recipe.words.active:
         documents, text_key = _words(recipe, cache, documents, text_key)
-    store = DocumentStore(documents / "train")
-    recipe, roles = choose_tokenizer(recipe, plan)
-    plan.choices += _plan_vocabulary(recipe, store, statistics, device).choices
-    recipe = recipe.with_values(plan.values())
-    tokenizer_folder = _tokenizer(recipe, cache, store, text_key, roles)
-    tokenizer = Tokenizer.load(tokenizer_folder)
+    if tokenizer is None:
+        store = DocumentStore(documents / "train")
+        recipe, roles = choose_tokenizer(recipe, plan)
+        plan.choices += _plan_vocabulary(recipe, store, statistics, device).choices
+        recipe = recipe.with_values(plan.values())
+        tokenizer = Tokenizer.load(_tokenizer(recipe, cache, store, text_key, roles))
     shards = _tokens(recipe, cache, documents, tokenizer, text_key)
     valid = Corpus(shards / "valid") if (shards / "valid").is_dir() else None
     train = Corpus(shards / "train")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from inkstone import __version__, registry
 from inkstone import device as devices
 from inkstone.checkpoint import save_model
-from inkstone.corpora.batches import BatchStream, windows
 from inkstone.device import Machine
 from inkstone.errors import RunError, UsageError
 from inkstone.pipeline import (
@@ -27,6 +24,7 @@ from inkstone.pipeline import (
     vectors,
 )
 from inkstone.pipeline.finish import finish
+from inkstone.pipeline.lessons import of_text
 from inkstone.pipeline.observer import Observer, Relay
 from inkstone.pipeline.prepare import Prepared, keep_stdin, prepare
 from inkstone.pipeline.stages import StageCache, cache_folder
@@ -34,10 +32,7 @@ from inkstone.pipeline.timing import StepTimer, build_model
 from inkstone.planning.auto import plan_run
 from inkstone.planning.plan import Plan
 from inkstone.recipe import Recipe
-from inkstone.tasks import language_modeling
-from inkstone.tasks._objective import Objective
-from inkstone.training.data import Stream
-from inkstone.training.loop import Trainer, TrainingInterrupted, TrainingResult
+from inkstone.training.loop import TrainingInterrupted, TrainingResult
 
 __all__ = ["TrainingInterrupted", "resume", "train"]
 
@@ -233,22 +228,15 @@ def _train_and_finish(
     info = provenance(recipe, prepared)
     make = objective.maker(recipe, prepared.tokenizer)
     chosen = make and make(recipe.corpus.seq_len)
-    lessons = _lessons(recipe, prepared, model, chosen)
+    lessons = of_text(recipe, prepared, model, chosen)
     if chosen is not None:
         observer.unit = f"{chosen.UNIT}s"
-    trainer = Trainer(
+    trainer = lessons.trainer(
         model,
-        lessons.stream,
         recipe.training,
         run,
         save_model=lambda out: save_model(out, model, prepared.tokenizer, info=info),
-        evaluate=lessons.evaluate,
         hooks=[Relay(observer)],
-        loss=lessons.loss,
-        fingerprint={k: v for k, v in prepared.hashes.items() if k != "text"}
-        | {"inkstone": __version__}
-        | lessons.fingerprint,
-        flops_per_token=lessons.flops_per_target,
         peak_flops=machine.matmul_gflops[recipe.training.precision] * 1e9,
     )
     result = trainer.run()
@@ -259,44 +247,6 @@ def _train_and_finish(
             chosen, recipe, prepared, run, where, result, info, observer, began
         )
     return finish(recipe, prepared, run, machine, where, result, info, observer, began)
-
-
-@dataclass(frozen=True)
-class _Lessons:
-    """What the training loop gets from the task."""
-
-    stream: Stream
-    loss: Callable[[Any, Any], tuple[Tensor, int]]
-    evaluate: Callable[[], dict[str, float]] | None
-    flops_per_target: float
-    fingerprint: dict[str, str]
-
-
-def _lessons(recipe: Recipe, prepared: Prepared, model: Any, chosen: Objective | None) -> _Lessons:
-    """By the objective, or to continue text where there is none."""
-    tokens, seq_len, corpus = recipe.training.tokens_per_step, recipe.corpus.seq_len, recipe.corpus
-    assert tokens and seq_len
-    if chosen is not None:
-        return _Lessons(
-            chosen.stream(prepared.train, tokens=tokens, seed=corpus.seed),
-            chosen.loss,
-            objective.scorer(chosen, model, prepared.valid, recipe.evaluation.live_tokens),
-            objective.training_flops(chosen, recipe),
-            {"task": recipe.task.model_dump_json()},
-        )
-    stream = BatchStream(
-        prepared.train, batch_size=max(1, tokens // seq_len), seq_len=seq_len, seed=corpus.seed,
-        mask_documents=corpus.mask_documents,
-    )  # fmt: skip
-    evaluate = _scorer(model, prepared, recipe)
-    return _Lessons(stream, language_modeling.loss, evaluate, training_flops(recipe), {})
-
-
-def training_flops(recipe: Recipe) -> float:
-    """Operations of training on one token: three forward passes (Kaplan et al. 2020, §2.1)."""
-    family = registry.load("models", recipe.model.family)
-    config = family.Config(**recipe.model.fields)
-    return 3.0 * float(family.flops_per_token(config, recipe.corpus.seq_len))
 
 
 def provenance(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -313,21 +263,6 @@ def provenance(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "recipe": remembered,
         "data": {"hashes": prepared.hashes, "statistics": prepared.statistics.to_dict()},
     }
-
-
-def _scorer(model: Any, prepared: Prepared, recipe: Recipe) -> Any:
-    valid, seq_len = prepared.valid, recipe.corpus.seq_len
-    if valid is None or valid.n_tokens < 2 or seq_len is None:
-        return None
-
-    def score() -> dict[str, float]:
-        batches = windows(
-            valid, seq_len, max_tokens=recipe.evaluation.live_tokens,
-            mask_documents=recipe.corpus.mask_documents,
-        )  # fmt: skip
-        return {"nats_per_token": language_modeling.evaluate(model, batches).nats_per_token}
-
-    return score
 
 
 def _training_summary(result: TrainingResult) -> str:

@@ -47,6 +47,12 @@ class StepInfo:
 class Hook:
     """Told what happens; every method may be left out."""
 
+    def on_gradients(self, scale: float) -> None:
+        """Before every update: the parameters hold gradients of `scale` times the mean loss."""
+
+    def on_update(self, done: float) -> None:
+        """After every update of the weights; `done` is the share of the run that is behind."""
+
     def on_step(self, info: StepInfo) -> None:
         """After every `log_every` steps, and after the first and the last."""
 

@@ -82,7 +82,8 @@ class Trainer:
         higher_is_better: Of that score; a loss is better when it is lower.
         margin_by: The score that says how far from the best one a score may be for a later
             checkpoint to count as the best; None: it must be better.
-        hooks: Told of every step, evaluation, save and message.
+        hooks: Told of every step, evaluation, save and message; they may change gradients and
+            weights around an update.
         loss: (model, batch) → (summed nats, targets).
         fingerprint: What a resumed run must agree on (hashes, versions). The model's configuration,
             the settings and the torch build are added to it.
@@ -242,8 +243,13 @@ class Trainer:
             self._count_skipped(mean, size)
             return None
         clipped = max(1.0, size / self.config.grad_clip)
+        for hook in self.hooks:
+            hook.on_gradients(targets)
         self.optimizers.step(self.plan.multiplier(self.state.step), targets * clipped)
         self.state.step += 1
+        done = self.plan.done(self.state.step, self.clock.elapsed_s)
+        for hook in self.hooks:
+            hook.on_update(done)
         self.state.tokens += targets
         self.state.skipped_in_a_row = self._empty_in_a_row = 0
         return mean, size

@@ -64,6 +64,13 @@ class Plan:
         """Steps in all; None while that is still open."""
         return self.legs[-1].end if self.legs else self.config.max_steps
 
+    def done(self, step: int, elapsed_s: float) -> float:
+        """Share of the run that is behind after `step` steps, 0 to 1, by the nearer end."""
+        shares = [] if self.max_steps is None else [step / max(1, self.max_steps)]
+        if self.config.minutes is not None and not self.legs:
+            shares.append(elapsed_s / (60 * self.config.minutes))
+        return min(1.0, max(shares))
+
     def multiplier(self, step: int) -> float:
         """Share of the base learning rates at `step` (from 0)."""
         if self.config.schedule == "noam":

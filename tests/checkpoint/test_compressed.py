@@ -26,22 +26,26 @@ FAMILIES = {
 }
 
 
-def _small(name: str, bits: int, keep: tuple[str, ...] = ()) -> Any:
+def _small(name: str, bits: int, keep: tuple[str, ...] = (), *, floats: bool = False) -> Any:
     family, shape = FAMILIES[name]
     torch.manual_seed(0)
     config = family.Config(vocab_size=96, max_seq_len=64, d_model=64, n_layers=2, **shape)
     model = family.Model(config).eval()
-    return quantize_model(model, choose(model, bits, keep))
+    return quantize_model(model, choose(model, bits, keep, floats=floats))
 
 
 def _ids() -> torch.Tensor:
     return torch.randint(96, (2, 30), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+KINDS = {"int8": (8, False), "int4": (4, False), "fp8": (8, True)}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_there_and_back(name: str, bits: int, tmp_path: Path) -> None:
-    small = _small(name, bits)
+def test_there_and_back(name: str, kind: str, tmp_path: Path) -> None:
+    bits, floats = KINDS[kind]
+    small = _small(name, bits, floats=floats)
     save_model(tmp_path, small, None)
     opened, _, about = load_model(tmp_path)
     ours, theirs = small.state_dict(), opened.state_dict()
@@ -56,15 +60,16 @@ def test_there_and_back(name: str, bits: int, tmp_path: Path) -> None:
     assert size < about["parameters"] * (1.3 if bits == 8 else 1.0)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_transformers_opens_it_with_compressed_tensors(
-    bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of words left as it is: they know no table of whole numbers."""
     monkeypatch.setattr(panels, "library", lambda: None)  # which rounds the inputs, too
     pytest.importorskip("compressed_tensors")
     transformers = pytest.importorskip("transformers")
-    small = _small("llama", bits, keep=("embed",))
+    bits, floats = KINDS[kind]
+    small = _small("llama", bits, keep=("embed",), floats=floats)
     save_model(tmp_path, small, None)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -116,6 +121,28 @@ BAD: dict[str, tuple[str, torch.Tensor | None, str]] = {
 }  # fmt: skip
 
 
+BAD_FLOATS: dict[str, tuple[str, torch.Tensor | None, str]] = {
+    "no scales": (f"{Q}_scale", None, "missing"),
+    "no codes": (Q, None, "missing"),
+    "one scale": (f"{Q}_scale", torch.ones(1, 1), "not one for each of 64 rows"),
+    "whole scales": (f"{Q}_scale", torch.ones(64, 1, dtype=torch.int32), "scales are floats"),
+    "codes in one row": (Q, torch.ones(64 * 64).to(torch.float8_e4m3fn), "two dimensions"),
+    "another width": (Q, torch.ones(64, 32).to(torch.float8_e4m3fn), "has shape"),
+    "infinite": (f"{Q}_scale", torch.full((64, 1), float("inf")), "NaN or infinity"),
+    "NaN": (Q, torch.full((64, 64), float("nan")).to(torch.float8_e4m3fn), "NaN or infinity"),
+    "codes for a norm": ("model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn), "missing"),
+}
+
+
+@pytest.mark.parametrize("what", list(BAD_FLOATS))
+def test_damaged_floats_are_named(what: str, tmp_path: Path) -> None:
+    save_model(tmp_path, _small("llama", 8, floats=True), None)
+    name, tensor, words = BAD_FLOATS[what]
+    _change(tmp_path, name, tensor)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("what", list(BAD))
 def test_damaged_weights_are_named(folder: Path, what: str) -> None:
     name, tensor, words = BAD[what]
@@ -128,7 +155,7 @@ def test_damaged_weights_are_named(folder: Path, what: str) -> None:
     "given",
     [
         {"quant_method": "gptq", "bits": 4}, {"quant_method": "compressed-tensors"},
-        {"quant_method": "compressed-tensors", "format": "float-quantized"}, [], "int4", 7,
+        {"quant_method": "compressed-tensors", "format": "marlin-24"}, [], "int4", 7,
     ],
 )  # fmt: skip
 def test_other_ways_to_compress_are_refused_by_name(folder: Path, given: Any) -> None:

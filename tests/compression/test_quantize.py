@@ -12,7 +12,7 @@ from inkstone.compression.quantize import calibrate, choose, quantize_model
 from inkstone.errors import ModelError, UsageError
 from inkstone.models import bert, gpt2, llama, lstm
 from inkstone.nn import panels
-from inkstone.nn.quantized import quantize
+from inkstone.nn.quantized import quantize, quantize_float8
 from inkstone.nn.quantized_layers import QuantizedEmbedding, QuantizedLinear, n_weights
 
 V = 96
@@ -67,6 +67,31 @@ def test_it_is_the_network_of_the_rounded_weights(
         module.weight.data.copy_(quantize(module.weight, bits).dequantize())
     with torch.no_grad():
         assert torch.allclose(twin(_ids()), small(_ids()), atol=1e-5)
+
+
+def test_floats_of_eight_bits(model: Any) -> None:
+    choice = choose(model, 8, floats=True)
+    small, twin = quantize_model(model, choice), copy.deepcopy(model)
+    for name in choice.bits:
+        module = twin.get_submodule(name)
+        module.weight.data.copy_(quantize_float8(module.weight).dequantize())
+    with torch.no_grad():
+        wanted, found, before = (m(_ids()) for m in (twin, small, model))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert 0 < (found - before).std() / before.std() < 0.1
+    assert n_weights(small) == n_weights(model)
+
+
+def test_floats_need_no_groups() -> None:
+    odd = _model(gpt2, d_model=40, n_heads=4, d_ff=64)
+    assert "blocks.0.q" in choose(odd, 8, floats=True).bits
+
+
+def test_one_model_has_one_kind_of_numbers() -> None:
+    small = quantize_model(_model(gpt2, n_heads=4), choose(_model(gpt2, n_heads=4), 8))
+    with pytest.raises(UsageError, match="one kind"):
+        choose(small, 8, ["down"], floats=True)
+    assert choose(small, 8, floats=True).bits  # rounded again
 
 
 def test_what_is_said_last_keeps_its_bits(model: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from inkstone.compression.quantize import choose, quantize_model
 from inkstone.models import gpt2, gpt3, llama, mixtral
 from inkstone.nn import compiled_decoder, compiled_weights
 from inkstone.nn.compiled_decoder import CompiledDecoder
@@ -109,6 +110,18 @@ def test_to_the_bit_the_same_alone_and_among_others(model: Any, format_: str) ->
     for text, found in zip(TEXTS, together, strict=True):
         assert torch.equal(_read(reader, [text], [64])[0], found)
         assert torch.equal(_read(reader, [text], [2] * 40)[0], found)
+
+
+def test_floats_of_eight_bits_are_read_in_sixteen(model: Any) -> None:
+    small = quantize_model(model, choose(model, 8, floats=True))
+    reader = compiled_decoder.reader(small)
+    assert reader is not None and reader.format == "bf16" and not reader.whole
+    weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2)
+    assert reader.weight_bytes < 3 * weights  # two each; rows in panels of 32
+    for text, found in zip(TEXTS, _read(reader, TEXTS, [7] * 10), strict=True):
+        with torch.no_grad():
+            wanted = small(torch.tensor([text]))[0]
+        assert (found - wanted).abs().max() / wanted.abs().max() < CLOSE["bf16"]
 
 
 def test_threads_change_nothing(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""nn/quantized.py: rounding to whole numbers, compared with the plainest way to do it."""
+"""nn/quantized.py: rounding, compared with the plainest way to do it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inkstone.errors import ModelError
 from inkstone.nn.panels import WIDE, pack
-from inkstone.nn.quantized import GROUP, quantize
+from inkstone.nn.quantized import GROUP, Quantized, quantize, quantize_float8
 
 
 def _weight(rows: int = 48, width: int = 96, seed: int = 0) -> torch.Tensor:
@@ -90,3 +90,38 @@ def test_panels_hold_every_code_and_scale(bits: int) -> None:
                 byte = int(part.view(4, WIDE, 4)[k % GROUP // 8, lane, k % 4])
                 code = (byte >> 4 if k % 8 >= 4 else byte & 15) - 8
             assert code == int(weight.codes[row, k])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 40), st.floats(-30, 30), st.integers(0, 1 << 30))
+def test_floats_of_eight_bits_are_torchs_own(rows: int, width: int, size: float, seed: int) -> None:
+    weight = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 2**size
+    weight[0, 0] = 0
+    found = quantize_float8(weight)
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    scale[scale == 0] = 1
+    wanted = (weight / scale).to(torch.float8_e4m3fn).float() * scale
+    assert found.scales.shape == (rows, 1) and found.floats
+    assert torch.equal(found.dequantize(), wanted)
+    error = (found.dequantize() - weight).abs()
+    assert (error <= torch.maximum(weight.abs() / 16, scale / 1024) * 1.001).all()  # 3 bits; least
+
+
+def test_every_float_of_eight_bits_is_widened_exactly() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    codes = every[~torch.isnan(every)].view(2, -1)
+    assert codes.numel() == 254
+    found = Quantized(codes, torch.tensor([[1.0], [0.5]]), 8).dequantize()
+    assert torch.equal(found, codes.float() * torch.tensor([[1.0], [0.5]]))
+
+
+def test_zeros_stay_zeros() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    weight[weight.abs() < 0.7] = 0
+    for found in (quantize(weight, 8), quantize(weight, 4), quantize_float8(weight)):
+        assert (found.dequantize()[weight == 0] == 0).all()
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        quantize_float8(torch.tensor([[1.0, float("inf")]]))

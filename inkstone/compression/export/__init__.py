@@ -64,7 +64,7 @@ def export(
         )
     if any(quantized_of(module) is not None for module in source.model.modules()):
         raise ModelError(
-            f"{source.folder} holds weights of whole numbers, which are not exported",
+            f"{source.folder} holds whole numbers or 8-bit floats, which are not exported",
             fix="export the model that it was made from; gguf has --type q8_0 and q4_0",
         )
     source.model.eval()
