@@ -113,11 +113,11 @@ def search(
         last, scale = length == config.max_tokens, length**config.length_penalty
         complete = ended[:, :width] | last
         tops = (running[:, 0] / scale).tolist()
-        for row, rank in complete.nonzero().tolist():
-            parent, word = int(parents[row, rank]), int(words[row, rank])
+        at = complete.nonzero(as_tuple=True)
+        texts = (at[0], *(x[at] for x in (parents, words, sums)))
+        for row, parent, word, score in zip(*(x.tolist() for x in texts), strict=True):
             ids = [*written.ids(row * width + parent), word]
-            score = float(sums[row, rank]) / scale
-            _keep(done[going[row]], Hypothesis(ids, score, word in end_ids), width)
+            _keep(done[going[row]], Hypothesis(ids, score / scale, word in end_ids), width)
         left = [i for i, row in enumerate(going) if not _settled(done[row], tops[i], config)]
         if not left or last:
             break
@@ -180,6 +180,7 @@ def _best(
     return values, words
 
 
+@torch.no_grad()  # what inference mode makes may not be seen by training again
 def translate(
     model: Any,
     source_ids: Tensor,

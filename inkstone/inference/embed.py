@@ -197,7 +197,7 @@ def embed(
         raise UsageError(f"batch_tokens is {batch_tokens}", fix="give 1 or more")
     limit = min(model.config.max_seq_len, pooling.max_tokens or model.config.max_seq_len)
     rows = _rows(tokenizer, [pooling.prompt + text for text in texts], limit, pooling.lowercase)
-    lengths = np.array([[len(row)] for row in rows], np.int64).reshape(-1, 1)
+    lengths = np.array([len(row) for row in rows], np.int64)[:, None]
     vectors = np.zeros((0, model.config.d_model), np.float32)
     was_training = model.training
     model.eval()

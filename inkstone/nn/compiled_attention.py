@@ -7,7 +7,6 @@ in the cache of a core, rows of any length stand behind each other, and nothing 
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
@@ -17,12 +16,6 @@ from inkstone.nn.packing import Packing
 
 LONGEST = 4096  # tokens of a row whose scores a core's cache holds
 WIDTH = 32  # of a head, or a multiple
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    found = native.library("attention")
-    return found if found is not None and found.attention_is_here() == 1 else None
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> bool:
@@ -36,13 +29,13 @@ def fits(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> bool:
         and q.shape[2] % WIDTH == 0
         and packing.length <= LONGEST
         and all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v))
-        and _library() is not None
+        and native.library("attention") is not None
     )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """softmax(q kᵀ / √E) v of the tokens of each row: [N, H, E] → [N, H·E]."""
-    library = _library()
+    library = native.library("attention")
     assert library is not None
     n, heads, width = q.shape
     if packing.real is None:

@@ -8,7 +8,6 @@ numbers. Elsewhere, and for families of another shape, torch does the work (`fit
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,18 +93,11 @@ class _Stack(ctypes.Structure):
     )  # fmt: skip
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    found = native.library("decoder")
-    if found is None or found.decoder_is_here() != 1:
-        return None
-    found.decoder_room.restype = ctypes.c_int64
-    return found
-
-
 def fits(model: Any) -> bool:
     """Whether this processor and this model are of the kind, and a compiler was here."""
-    if not hasattr(model, "parts") or model.device.type != "cpu" or _library() is None:
+    if not hasattr(model, "parts") or model.device.type != "cpu":
+        return False
+    if native.library("decoder") is None:
         return False
     c = model.config
     heads = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
@@ -202,7 +194,7 @@ class CompiledDecoder:
     ) -> Tensor:
         """States after the final norm, of the tokens that the cache's layout tells: [1, N] →
         [1, N, D] fp32. Texts that the layout gives adapters are read with these `changes`."""
-        library, layout = _library(), cache.layout
+        library, layout = native.library("decoder"), cache.layout
         assert library is not None
         longest = max(layout.lengths)
         view = View.of(input_ids, max_seq_len=self.config.max_seq_len, cache=cache)
@@ -231,7 +223,7 @@ class CompiledDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every word: [C, D] → [C, V] fp32."""
-        library = _library()
+        library = native.library("decoder")
         assert library is not None
         hidden = hidden.contiguous()
         out = hidden.new_empty(len(hidden), self._stack.head.d_out)

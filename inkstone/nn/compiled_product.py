@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,15 +13,9 @@ from inkstone.nn import native
 COLUMNS = 64  # of a panel
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    found = native.library("product")
-    return found if found is not None and found.product_is_here() == 1 else None
-
-
 def fits(d_in: int) -> bool:
     """Whether this processor is such a one, a compiler was here, and rows are made of pairs."""
-    return d_in % 2 == 0 and _library() is not None
+    return d_in % 2 == 0 and native.library("product") is not None
 
 
 def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -54,7 +45,7 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor, d_out: int, *, gelu: bool) -
         d_out: Width of the output.
         gelu: Whether a GELU follows (the exact one).
     """
-    library = _library()
+    library = native.library("product")
     assert library is not None
     x = x if x.stride(1) == 1 else x.contiguous()
     out = x.new_empty(len(x), d_out)

@@ -11,7 +11,6 @@ Shapes: B texts, W beams, R = B · W rows, S source time, N source tokens withou
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,18 +101,11 @@ class _Stack(ctypes.Structure):
     )  # fmt: skip
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    found = native.library("seq2seq")
-    if found is None or found.seq2seq_is_here() != 1 or panels.library() is None:
-        return None
-    found.seq2seq_room.restype = ctypes.c_int64
-    return found
-
-
 def fits(model: Any) -> bool:
     """Whether this processor and this model are of the kind, and a compiler was here."""
-    if not hasattr(model, "side_parts") or model.device.type != "cpu" or _library() is None:
+    if not hasattr(model, "side_parts") or model.device.type != "cpu":
+        return False
+    if any(native.library(name) is None for name in ("seq2seq", "panels")):
         return False
     c = model.config
     if c.d_model % GROUP or c.d_ff % GROUP or c.head_dim % 4:
@@ -340,7 +332,7 @@ class _Side:
         group: int,
         numbers: tuple[Any, ...],
     ) -> None:
-        library = _library()
+        library = native.library("seq2seq")
         assert library is not None
         stack, threads = ctypes.byref(self._stack), torch.get_num_threads()
         with self._weights.lock:

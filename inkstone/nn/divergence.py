@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inkstone.nn.loss import taken_once
+
 CHUNK_BYTES = 1 << 25  # of one fp32 tensor of scores; a few of them are held at a time
 
 
@@ -101,8 +103,4 @@ class _ChunkedDivergence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of a chunked loss can be taken only once")
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
-        return (*scaled, None, None, None)
+        return (*taken_once(ctx, grad), None, None, None)

@@ -171,12 +171,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of a chunked loss can be taken only once")
-        gradients, ctx.gradients = ctx.gradients, None
-        if grad.device.type == "cuda" or grad != 1:  # on a GPU the question would make the CPU wait
-            gradients = [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
-        return (*gradients, None, None, None, None)
+        return (*taken_once(ctx, grad), None, None, None, None)
+
+
+def taken_once(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """`ctx.gradients`, which a loss made in its forward pass, times the gradient of the loss.
+
+    Raises:
+        RuntimeError: They were taken already.
+    """
+    if ctx.gradients is None:
+        raise RuntimeError("the gradients of a chunked loss can be taken only once")
+    gradients, ctx.gradients = ctx.gradients, None
+    if grad.device.type == "cuda" or grad != 1:  # on a GPU the question would make the CPU wait
+        return [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
+    return list(gradients)
 
 
 def _score(

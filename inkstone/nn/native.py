@@ -1,8 +1,9 @@
 """C++ sources of this folder, compiled for this processor the first time they are needed.
 
-`library(name)` is None where there is no C++ compiler, the compiler fails, or INKSTONE_COMPILE=0 is
-set; torch's own kernels then do the work. The result is kept in the user's cache folder under a
-name that holds the source, the compiler and the processor.
+`library(name)` is None where there is no C++ compiler, the compiler fails, the processor is not of
+the kind that a source is for, or INKSTONE_COMPILE=0 is set; torch's own kernels then do the work.
+The result is kept in the user's cache folder under a name that holds the source, the compiler and
+the processor.
 """
 
 from __future__ import annotations
@@ -50,9 +51,14 @@ def library(name: str) -> ctypes.CDLL | None:
         path = folder / f"{name}-{key[:32]}.so"
         if not path.exists():
             _compile(compiler, source, path)
-        return ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
+    if hasattr(found, f"{name}_is_here") and found[f"{name}_is_here"]() != 1:
+        return None
+    if hasattr(found, f"{name}_room"):  # bytes of memory to work in
+        found[f"{name}_room"].restype = ctypes.c_int64
+    return found
 
 
 def _compile(compiler: str, source: Path, path: Path) -> None:

@@ -39,7 +39,7 @@ void multiply_all(const Map& map, const T* x, int64_t stride, int64_t n, bool wi
 
 }  // namespace
 
-extern "C" int panels_are_here() { return 1; }
+extern "C" int panels_is_here() { return 1; }
 
 // Bytes of `memory` below.
 extern "C" int64_t panels_room(const Map* map, int64_t n) {
@@ -58,5 +58,5 @@ extern "C" void panels_bf16(const Map* map, const bf16* x, int64_t stride, int64
   multiply_all(*map, x, stride, n, with_gelu, threads, memory, out);
 }
 #else
-extern "C" int panels_are_here() { return 0; }
+extern "C" int panels_is_here() { return 0; }
 #endif

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,16 +89,6 @@ def pack(weight: Tensor | Quantized, bias: Tensor | None, dtype: torch.dtype) ->
     return Panels(memory, padded, d_in, d_out, "bf16" if together == 2 else "fp32")
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled product; None without a compiler, or on a processor of another kind."""
-    found = native.library("panels")
-    if found is None or found.panels_are_here() != 1:
-        return None
-    found.panels_room.restype = ctypes.c_int64
-    return found
-
-
 def multiply(x: Tensor, panels: Panels, *, gelu: bool) -> Tensor:
     """x Wᵀ + b, and the exact GELU behind it where it is wanted: [..., d_in] → [..., d_out].
 
@@ -108,7 +97,7 @@ def multiply(x: Tensor, panels: Panels, *, gelu: bool) -> Tensor:
         panels: W and b.
         gelu: Whether a GELU follows.
     """
-    found = library()
+    found = native.library("panels")
     assert found is not None
     rows = x.reshape(-1, panels.d_in)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()

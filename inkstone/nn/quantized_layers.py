@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inkstone.nn import panels
+from inkstone.nn import native, panels
 from inkstone.nn.linear import Embedding, Linear
 from inkstone.nn.panels import Panels
 from inkstone.nn.quantized import Quantized
@@ -52,7 +52,8 @@ class QuantizedLinear(Linear):
         """Inputs are rounded to 8 bits on their way, each group of 32 by its largest."""
         whole = [integers_of(m) for m in linears]
         alike = all(q is not None and q.bits == self.bits for q in whole)
-        here = x.device.type == "cpu" and x.dtype in DTYPES and panels.library() is not None
+        here = x.device.type == "cpu" and x.dtype in DTYPES
+        here = here and native.library("panels") is not None
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (alike and here):
             return None
         return panels.multiply(x, self._laid_out(linears), gelu=gelu)

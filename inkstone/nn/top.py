@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
@@ -13,14 +12,6 @@ from inkstone.nn.panels import Panels
 
 MOST = 64  # that the compiled code keeps in order by moving them
 MANY = 48  # rows a thread from which scores are not written down
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    found = native.library("top")
-    if found is not None and hasattr(found, "top_room"):
-        found.top_room.restype = ctypes.c_int64
-    return found
 
 
 def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +24,7 @@ def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         [R, k] fp32 and [R, k] int64. Of equal ones the compiled code takes the first.
     """
-    library = _library()
+    library = native.library("top")
     here = scores.device.type == "cpu" and scores.dtype == torch.float32
     if library is None or not here or k > MOST or scores.stride(-1) != 1:
         values, ids = torch.log_softmax(scores.float(), -1).topk(k)
@@ -46,8 +37,8 @@ def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_of_map(x: Tensor, head: Panels, k: int) -> tuple[Tensor, Tensor]:
-    """As `top`, of the scores that a map gives of x [R, d_in] fp32, where `panels.library()` is."""
-    library, threads = _library(), torch.get_num_threads()
+    """As `top`, of what a map gives of x [R, d_in] fp32, where the library "panels" is."""
+    library, threads = native.library("top"), torch.get_num_threads()
     k = min(k, head.d_out)
     if library is None or k > MOST or len(x) < MANY * threads:
         return top(panels.multiply(x, head, gelu=False), k)

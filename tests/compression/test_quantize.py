@@ -11,7 +11,7 @@ import torch
 from inkstone.compression.quantize import calibrate, choose, quantize_model
 from inkstone.errors import ModelError, UsageError
 from inkstone.models import bert, gpt2, llama, lstm
-from inkstone.nn import panels
+from inkstone.nn import native
 from inkstone.nn.quantized import quantize, quantize_float8
 from inkstone.nn.quantized_layers import QuantizedEmbedding, QuantizedLinear, n_weights
 
@@ -59,7 +59,7 @@ def test_a_rounded_network_says_nearly_the_same(model: Any, bits: int) -> None:
 def test_it_is_the_network_of_the_rounded_weights(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "library", lambda: None)  # which rounds the inputs, too
+    monkeypatch.setattr(native, "library", lambda name: None)  # which rounds the inputs, too
     choice = choose(model, 4)
     small, twin = quantize_model(model, choice), copy.deepcopy(model)
     for name, bits in choice.bits.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inkstone.nn import attention, compiled_attention
+from inkstone.nn import attention, compiled_attention, native
 from inkstone.nn.attention import View
 from inkstone.nn.packing import Packing
 
 pytestmark = pytest.mark.skipif(
-    compiled_attention._library() is None,
+    native.library("attention") is None,
     reason="this processor has no tile registers, or there is no C++ compiler",
 )
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inkstone.nn import panels
+from inkstone.nn import native
 from inkstone.nn.linear import Embedding, Linear, stacked
 from inkstone.nn.packed import project
 from inkstone.nn.quantized import quantize
 from inkstone.nn.quantized_layers import QuantizedEmbedding, QuantizedLinear, n_weights, put
 
 compiled = pytest.mark.skipif(
-    panels.library() is None, reason="no compiler, or a processor without AVX-512 BF16 and VNNI"
+    native.library("panels") is None,
+    reason="no compiler, or a processor without AVX-512 BF16 and VNNI",
 )
 
 
@@ -68,7 +69,7 @@ def test_any_shape_and_any_stride() -> None:
 def test_without_compiled_code_it_is_the_map_of_the_floats(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda name: None)
     maps = _maps(bits)
     x = torch.randn(80, 96)
     with torch.no_grad():
