@@ -16,7 +16,7 @@ from inkstone.checkpoint.compressed import pack, unpack
 from inkstone.compression.quantize import choose, quantize_model
 from inkstone.errors import CheckpointError, ModelError
 from inkstone.models import bert, gpt2, llama
-from inkstone.nn import panels
+from inkstone.nn import native
 
 FAMILIES = {
     "gpt2": (gpt2, {"n_heads": 4}),
@@ -65,7 +65,7 @@ def test_transformers_opens_it_with_compressed_tensors(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of words left as it is: they know no table of whole numbers."""
-    monkeypatch.setattr(panels, "library", lambda: None)  # which rounds the inputs, too
+    monkeypatch.setattr(native, "library", lambda name: None)  # which rounds the inputs, too
     pytest.importorskip("compressed_tensors")
     transformers = pytest.importorskip("transformers")
     bits, floats = KINDS[kind]
